@@ -1,0 +1,1 @@
+"""Device and cluster profiles: one YAML per device, each number with its source."""

@@ -1,0 +1,1 @@
+"""Triton kernels of a Mixture-of-Experts layer."""

@@ -1,0 +1,42 @@
+"""The ``moesim`` command."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+import moesim
+from moesim.cli.console import run
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="moesim",
+    help="Performance simulation and planning for Mixture-of-Experts models.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"moesim {moesim.__version__}")  # noqa: T201
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Performance simulation and planning for Mixture-of-Experts models."""
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    sys.exit(run(app))

@@ -1,0 +1,1 @@
+"""Planners: where every expert goes, and the files that serving engines load."""

@@ -1,0 +1,1 @@
+"""Reports: the terminal, Markdown and HTML faces of a result."""

@@ -1,0 +1,1 @@
+"""Routing traces: the bundle format, importers, recorder, generators and statistics."""
