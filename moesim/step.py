@@ -6,9 +6,23 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moesim.schema import Evidence
+from moesim.cluster import Cluster
+from moesim.communication import CommForm, count_copies, link_time
+from moesim.cost import ExpertCost, RooflineCost
+from moesim.errors import UsageError
+from moesim.model import ModelSpec
+from moesim.placement import Placement
+from moesim.schema import Evidence, weakest
+from moesim.workload import Batches, Phase
 
-__all__ = ["StepCost"]
+__all__ = ["COMBINE_BYTES", "StepCost", "StepEvaluator"]
+
+COMBINE_BYTES = 2
+"""Bytes per element of what returns from the experts: bfloat16 (DeepEP; DeepSeek-V3 §3.2.2)."""
+
+FP8_SCALE_BYTES = 4
+FP8_SCALE_BLOCK = 128
+"""An fp8 vector travels with one float32 scale per 128 elements (DeepEP's dispatch)."""
 
 
 @dataclass(frozen=True)
@@ -16,7 +30,7 @@ class StepCost:
     """Cost of the expert layers of one step, averaged over the sampled batches.
 
     Attributes:
-        step_s: Seconds per step: Σ over layers of compute + communication, mean over batches.
+        step_s: Seconds per step: Σ over layers of dispatch + experts + combine.
         layer_compute_s: [L] seconds of the slowest device.
         layer_dispatch_s: [L] seconds of the all-to-all before the experts.
         layer_combine_s: [L] seconds of the all-to-all behind the experts.
@@ -24,6 +38,8 @@ class StepCost:
         device_tokens: [L, G] token assignments per device and step.
         traffic_bytes: [G, G] bytes per step from device i to device j, all layers, both ways.
         link_bytes: [links] bytes per step over each link of the cluster.
+        tail_pair_s: Seconds per step of the slowest device pair, each alone on its route, summed
+            over layers and both ways (MoETuner's tail term).
         balance: Mean over layers and batches of mean/max device load; 1 is even.
         remote_fraction: Token assignments that leave their device, of all.
         internode_fraction: Token assignments that leave their node, of all.
@@ -40,9 +56,138 @@ class StepCost:
     device_tokens: np.ndarray
     traffic_bytes: np.ndarray
     link_bytes: np.ndarray
+    tail_pair_s: float
     balance: float
     remote_fraction: float
     internode_fraction: float
     internode_bytes: float
     comm: str
     evidence: Evidence
+
+
+@dataclass(frozen=True)
+class StepEvaluator:
+    """Prices placements on the batches of one workload.
+
+    Dispatch, experts and combine follow one another: overlap between them, attention, shared
+    experts and everything else that placement does not change are left out.
+
+    Attributes:
+        batches: Tokens of the sampled steps.
+        model: Sizes of the experts and of what travels.
+        cluster: Devices and links.
+        comm: Form of communication.
+        phase: Decides how copies travel in the home-rank form.
+        cost: Seconds of a device for its experts; the roofline unless given.
+    """
+
+    batches: Batches
+    model: ModelSpec
+    cluster: Cluster
+    comm: CommForm
+    phase: Phase
+    cost: ExpertCost | None = None
+
+    def __post_init__(self) -> None:
+        if self.batches.devices != self.cluster.devices:
+            raise UsageError(
+                f"the batches are for {self.batches.devices} devices and the cluster "
+                f"{self.cluster.name} has {self.cluster.devices}"
+            )
+
+    @property
+    def expert_cost(self) -> ExpertCost:
+        """The cost model in use."""
+        return self.cost or RooflineCost.of(self.model, self.cluster.device)
+
+    @property
+    def dispatch_bytes(self) -> float:
+        """Bytes of one token's vector on the way to an expert."""
+        hidden = self.model.hidden_size
+        if self.model.activation_bits == 8:
+            return hidden + hidden / FP8_SCALE_BLOCK * FP8_SCALE_BYTES
+        return hidden * self.model.activation_bits / 8
+
+    @property
+    def combine_bytes(self) -> float:
+        """Bytes of one vector on the way back."""
+        return float(self.model.hidden_size * COMBINE_BYTES)
+
+    def evaluate(self, placement: Placement) -> StepCost:
+        """Price a placement.
+
+        Raises:
+            UsageError: If the placement is for other devices, layers or experts than the batches.
+        """
+        self._check(placement)
+        cluster = self.cluster
+        copies = count_copies(self.batches, placement, cluster, self.comm, self.phase)
+        slot_tokens = copies.slot_tokens.reshape(
+            *copies.slot_tokens.shape[:2], cluster.devices, placement.slots_per_device
+        )
+        device_tokens = slot_tokens.sum(axis=-1)
+        experts = self.expert_cost.time(slot_tokens)
+        device_s = experts.total_s / cluster.speed_factors
+        slowest = device_s.argmax(axis=-1)[..., None]
+        compute_s = np.take_along_axis(device_s, slowest, -1)[..., 0]
+        dispatch = link_time(copies.dispatch * self.dispatch_bytes, cluster)
+        combine = link_time(copies.combine * self.combine_bytes, cluster)
+        traffic = (copies.dispatch * self.dispatch_bytes + copies.combine * self.combine_bytes).sum(
+            axis=1
+        )
+        node = cluster.node_of_device
+        load = device_tokens / cluster.speed_factors
+        peak_load = load.max(axis=-1)
+        per_step = 1.0 / self.batches.count
+        all_to_all_s = (dispatch.seconds + combine.seconds).mean(axis=0)
+        layer_compute_s = compute_s.mean(axis=0)
+        memory_s = np.take_along_axis(experts.memory_s, slowest, -1)[..., 0].mean(axis=0)
+        arithmetic_s = np.take_along_axis(experts.compute_s, slowest, -1)[..., 0].mean(axis=0)
+        return StepCost(
+            step_s=float(layer_compute_s.sum() + all_to_all_s.sum()),
+            layer_compute_s=layer_compute_s,
+            layer_dispatch_s=dispatch.seconds.mean(axis=0),
+            layer_combine_s=combine.seconds.mean(axis=0),
+            layer_bound=tuple(
+                _bound(*times)
+                for times in zip(layer_compute_s, all_to_all_s, memory_s, arithmetic_s, strict=True)
+            ),
+            device_tokens=device_tokens.mean(axis=0),
+            traffic_bytes=traffic.mean(axis=0),
+            link_bytes=(dispatch.link_bytes + combine.link_bytes).sum(axis=(0, 1)) * per_step,
+            tail_pair_s=float((dispatch.tail_pair_s + combine.tail_pair_s).sum() * per_step),
+            balance=float(
+                np.divide(
+                    load.mean(axis=-1), peak_load, out=np.ones_like(peak_load), where=peak_load > 0
+                ).mean()
+            ),
+            remote_fraction=copies.remote / max(copies.assignments, 1),
+            internode_fraction=copies.internode / max(copies.assignments, 1),
+            internode_bytes=float(traffic[:, node[:, None] != node].sum() * per_step),
+            comm=self.comm,
+            evidence=weakest(
+                self.expert_cost.evidence,
+                cluster.evidence,
+                Evidence.ASSUMED if self.batches.assumed_independent else Evidence.MEASURED,
+            ),
+        )
+
+    def _check(self, placement: Placement) -> None:
+        batches = self.batches
+        expected = {
+            "devices": (placement.devices, batches.devices),
+            "MoE layers": (placement.layers, batches.layers),
+            "experts": (placement.experts, batches.experts),
+        }
+        for what, (found, allowed) in expected.items():
+            if found != allowed:
+                raise UsageError(
+                    f"the placement has {found} {what} and the workload {allowed}; "
+                    "use a placement made for this trace and cluster"
+                )
+
+
+def _bound(compute_s: float, all_to_all_s: float, memory_s: float, arithmetic_s: float) -> str:
+    if all_to_all_s > compute_s:
+        return "all-to-all"
+    return "weights" if memory_s >= arithmetic_s else "flops"

@@ -1,0 +1,178 @@
+"""A lower bound on the step time that holds for every placement.
+
+It is made of what no placement can avoid: arithmetic and weights that exist somewhere, an expert
+that is hot by itself, and tokens that must leave their device or node because it has too few slots
+for all the experts they use. The parts are bounded one by one, so their sum is valid but not
+tight: a placement may be optimal and still show a gap.
+"""
+
+from __future__ import annotations
+
+import heapq
+
+import networkx as nx
+import numpy as np
+
+from moesim.cluster import Cluster
+from moesim.step import StepEvaluator
+from moesim.workload import Batches
+
+__all__ = ["step_lower_bound"]
+
+
+def step_lower_bound(evaluator: StepEvaluator, slots: int) -> float:
+    """Seconds per step that no placement with equal slots per device can beat.
+
+    Args:
+        evaluator: Batches, sizes, cluster and cost that placements are priced with.
+        slots: S, physical slots per layer.
+    """
+    batches, cluster = evaluator.batches, evaluator.cluster
+    counts = _counts_by_home(batches)  # [W, L, G, E]
+    total = counts.sum(axis=2)
+    per_device = slots // cluster.devices
+    compute_s = np.maximum(
+        evaluator.expert_cost.lower_bound_s(total, float(cluster.speed_factors.sum())),
+        _hottest_s(evaluator, total, slots),
+    )
+    move = _chain_s if evaluator.comm == "chain" else _home_rank_s
+    return float((compute_s.sum() + move(evaluator, counts, per_device)) / batches.count)
+
+
+def _counts_by_home(batches: Batches) -> np.ndarray:
+    """[W, L, G, E] int64 assignments by expert and by the device that the token comes from."""
+    shape = (batches.count, batches.layers, batches.devices, batches.experts)
+    counts = np.zeros(shape, np.int64)
+    per_device = batches.tokens_per_device
+    for batch in range(batches.count):
+        for layer in range(batches.layers):
+            for device in range(batches.devices):
+                rows = slice(device * per_device, (device + 1) * per_device)
+                ids = batches.routing[batch, layer, rows]
+                if batches.valid_k is not None:
+                    valid = batches.valid_k[batch, layer, rows]
+                    ids = ids[np.arange(batches.top_k) < valid[:, None]]
+                counts[batch, layer, device] = np.bincount(ids.ravel(), minlength=batches.experts)
+    return counts
+
+
+def _hottest_s(evaluator: StepEvaluator, total: np.ndarray, slots: int) -> np.ndarray:
+    """[W, L] seconds of the fastest device for the fullest slot under the best replication.
+
+    Giving every further slot to the expert with the most tokens per copy minimises the largest
+    tokens per copy over all ways to replicate.
+    """
+    fastest = float(evaluator.cluster.speed_factors.max())
+    hottest = np.empty(total.shape[:2])
+    for index in np.ndindex(*hottest.shape):
+        heap = [(-int(tokens), int(tokens), 1) for tokens in total[index]]
+        heapq.heapify(heap)
+        for _ in range(slots - total.shape[2]):
+            _, tokens, copies = heap[0]
+            heapq.heapreplace(heap, (-tokens / (copies + 1), tokens, copies + 1))  # type: ignore[misc]
+        hottest[index] = -heap[0][0]
+    return evaluator.expert_cost.time(hottest[..., None]).total_s / fastest
+
+
+def _home_rank_s(evaluator: StepEvaluator, counts: np.ndarray, per_device: int) -> float:
+    """Σ seconds of dispatch and combine over batches and layers.
+
+    A device (or node) with q slots serves at home at most the q experts that its own tokens use
+    most; what is left must leave it.
+    """
+    batches, cluster = evaluator.batches, evaluator.cluster
+    direct = evaluator.phase == "decode"
+    device_cut, node_cut = _cuts(cluster)
+    nodes = cluster.node_of_device
+    by_node = np.stack(
+        [counts[:, :, nodes == node].sum(axis=2) for node in range(cluster.nodes)], 2
+    )
+    devices_in = np.bincount(nodes, minlength=cluster.nodes)
+    receiver = per_device * (int(devices_in.max()) if cluster.nodes > 1 else 1)
+    busiest = np.zeros(counts.shape[:2])  # vectors over cut, the largest of all cuts
+    bounds = [
+        (counts, device_cut, np.full(cluster.devices, per_device)),
+        (by_node, node_cut, per_device * devices_in),
+    ]
+    for assignments, cut, own_slots in bounds:
+        for place, capacity in enumerate(cut):
+            if not np.isfinite(capacity):
+                continue
+            used = np.sort(assignments[:, :, place], axis=-1)[..., ::-1]
+            away = used[..., int(own_slots[place]) :].sum(axis=-1)
+            if not direct:
+                # One copy serves all the experts of a token that the receiving node holds; on a
+                # single node, those that the receiving device holds.
+                away = away / min(batches.top_k, receiver)
+            busiest = np.maximum(busiest, away / capacity)
+    return float(busiest.sum() * (evaluator.dispatch_bytes + evaluator.combine_bytes))
+
+
+def _chain_s(evaluator: StepEvaluator, counts: np.ndarray, per_device: int) -> float:
+    """Σ seconds of the transitions over batches and layer pairs.
+
+    The tokens of one expert that stay on its device (node) go to at most as many experts of the
+    next layer as it has slots.
+    """
+    batches, cluster = evaluator.batches, evaluator.cluster
+    if batches.valid_k is not None or per_device * cluster.devices > batches.experts:
+        # With replicas an expert's tokens split over devices; the bound below would not hold.
+        return 0.0
+    device_cut, node_cut = _cuts(cluster)
+    largest_node = per_device * int(np.bincount(cluster.node_of_device).max())
+    seconds = 0.0
+    for batch in range(batches.count):
+        for layer in range(batches.layers - 1):
+            pairs = _transitions(
+                batches.routing[batch, layer], batches.routing[batch, layer + 1], batches.experts
+            )
+            ranked = np.sort(pairs, axis=1)[:, ::-1] / batches.top_k
+            off_device = ranked[:, per_device:].sum() / device_cut.sum()
+            off_node = ranked[:, largest_node:].sum() / node_cut.sum() if cluster.nodes > 1 else 0.0
+            seconds += max(off_device, off_node) * evaluator.dispatch_bytes
+    return float(seconds)
+
+
+def _transitions(source: np.ndarray, target: np.ndarray, experts: int) -> np.ndarray:
+    pairs = source[:, :, None].astype(np.int64) * experts + target[:, None, :]
+    return np.bincount(pairs.ravel(), minlength=experts**2).reshape(experts, experts)
+
+
+def _cuts(cluster: Cluster) -> tuple[np.ndarray, np.ndarray]:
+    """Bytes/s that can leave, or enter, each device [G] and each node [N].
+
+    What leaves a set of devices passes every cut between it and the others: for a device its own
+    links, for a node the minimum cut. inf where there is nowhere to go. Where the two directions
+    differ, the wider one is taken, which keeps the bound valid for dispatch and combine alike.
+    """
+    names = cluster.device_names
+    device = np.zeros((2, cluster.devices))
+    position = {name: index for index, name in enumerate(names)}
+    for link in cluster.links:
+        if link.source in position:
+            device[0, position[link.source]] += link.bandwidth_bytes_per_s
+        if link.target in position:
+            device[1, position[link.target]] += link.bandwidth_bytes_per_s
+    node = np.array([_node_cut(cluster, number) for number in range(cluster.nodes)])
+    return np.where(cluster.devices > 1, device.max(axis=0), np.inf), node
+
+
+def _node_cut(cluster: Cluster, node: int) -> float:
+    if cluster.nodes == 1:
+        return float("inf")
+    inside = cluster.node_of_device == node
+    forward, backward = nx.DiGraph(), nx.DiGraph()
+    for link in cluster.links:
+        for graph, ends in (
+            (forward, (link.source, link.target)),
+            (backward, (link.target, link.source)),
+        ):
+            known = graph.get_edge_data(*ends, {"capacity": 0.0})["capacity"]
+            graph.add_edge(*ends, capacity=known + link.bandwidth_bytes_per_s)
+    for graph in (forward, backward):
+        # Edges without a capacity are unbounded.
+        for name, is_inside in zip(cluster.device_names, inside, strict=True):
+            graph.add_edge(*(("source", name) if is_inside else (name, "sink")))
+    return max(
+        float(nx.maximum_flow_value(graph, "source", "sink")) for graph in (forward, backward)
+    )

@@ -1,0 +1,236 @@
+"""``moesim plan``: where every expert goes."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import replace
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from moesim.cli.console import Console, JsonOption, OutOption, QuietOption, SeedOption
+from moesim.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from moesim.planners.plan import PlanOutcome
+    from moesim.step import StepCost
+
+__all__ = ["plan"]
+
+DEFAULT_OUT = Path("moesim-plan")
+DEFAULT_EXPORTS = "sglang,vllm,vllm-ascend,tensorrt-llm"
+
+
+class CommOption(StrEnum):
+    """Forms of communication."""
+
+    HOME_RANK = "home-rank"
+    CHAIN = "chain"
+
+
+class PhaseOption(StrEnum):
+    """Kinds of step."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+
+
+def plan(
+    trace: Annotated[
+        Path | None, typer.Argument(help="Trace bundle; the bundled sample if left out.")
+    ] = None,
+    load: Annotated[
+        Path | None,
+        typer.Option(help="Expert counts [layers, experts] (npy, csv, json) instead of a trace."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Registry name, config.json or folder with one.")
+    ] = None,
+    cluster: Annotated[
+        str | None, typer.Option(help="Like 2x8xh100_sxm (nodes x devices x device), or YAML.")
+    ] = None,
+    planner: Annotated[
+        str, typer.Option(help="A planner's name, or auto: run those that suit, keep the best.")
+    ] = "auto",
+    redundant: Annotated[int, typer.Option(help="Slots per layer for copies of experts.")] = 0,
+    comm: Annotated[CommOption, typer.Option(help="How tokens travel.")] = CommOption.HOME_RANK,
+    phase: Annotated[PhaseOption, typer.Option(help="Kind of step.")] = PhaseOption.PREFILL,
+    tokens_per_device: Annotated[
+        int | None, typer.Option(help="Tokens of a step per device [4096 prefill, 128 decode].")
+    ] = None,
+    time_limit: Annotated[float, typer.Option(help="Seconds for all planners together.")] = 30.0,
+    holdout: Annotated[
+        float, typer.Option(help="Share of the trace kept back to check the plan on.")
+    ] = 0.25,
+    export: Annotated[
+        str, typer.Option(help="Engines to write files for, separated by commas; or none.")
+    ] = DEFAULT_EXPORTS,
+    warm_start: Annotated[Path | None, typer.Option(help="plan.json that is in use now.")] = None,
+    max_moves: Annotated[
+        int | None, typer.Option(help="Experts that may move against --warm-start.")
+    ] = None,
+    out: OutOption = DEFAULT_OUT,
+    force: Annotated[bool, typer.Option("--force", help="Replace another plan in --out.")] = False,
+    seed: SeedOption = 0,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Plan where every expert goes, price it, and write files that engines load."""
+    from moesim.planners.plan import PlanRequest, make_plan
+
+    console = Console(as_json=as_json, quiet=quiet)
+    request = PlanRequest(
+        trace=trace,
+        load=load,
+        model=model,
+        cluster=cluster,
+        planner=planner,
+        redundant=redundant,
+        comm=comm.value,
+        phase=phase.value,
+        tokens_per_device=tokens_per_device,
+        time_limit_s=_positive(time_limit, "--time-limit"),
+        holdout=holdout,
+        seed=seed,
+        warm_start=warm_start,
+        max_moves=max_moves,
+        command=shlex.join(["moesim", *sys.argv[1:]]),
+    )
+    engines = _engines(export)
+    with console.progress("planning") as say:
+        outcome = make_plan(request, say)
+        say("writing plan and report")
+        outcome = _write(outcome, out or DEFAULT_OUT, engines, force)
+    console.result(_to_json(outcome), lambda: _show(outcome))
+
+
+def _positive(value: float, option: str) -> float:
+    if not 0 < value < float("inf"):
+        raise UsageError(f"{option} must be a positive number of seconds; found {value}")
+    return value
+
+
+def _engines(text: str) -> list[str]:
+    from moesim.planners.exports import EXPORTERS
+
+    names = [] if text == "none" else [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in EXPORTERS:
+            raise UsageError(
+                f"--export names no engine we know: {name!r}; "
+                f"known are {', '.join(EXPORTERS)}, or none"
+            )
+    return names
+
+
+def _write(outcome: PlanOutcome, out: Path, engines: list[str], force: bool) -> PlanOutcome:
+    from moesim.placement import read_plan, write_plan
+    from moesim.planners.exports import export
+    from moesim.reports.plan_report import write_report
+
+    file = out / "plan.json"
+    placement = outcome.placement
+    if file.exists() and not force:
+        try:
+            same = read_plan(file)[1].physical_to_logical.tolist() == (
+                placement.physical_to_logical.tolist()
+            )
+        except InputError:
+            same = False
+        if not same:
+            raise UsageError(
+                f"{file} holds another plan; pass --force to replace it, or another --out"
+            )
+    files = {
+        "plan": str(
+            write_plan(
+                file,
+                placement,
+                model=outcome.model.name,
+                cluster=outcome.cluster.name,
+                planner=outcome.chosen,
+                trace_sha256=outcome.trace_sha256,
+            )
+        )
+    }
+    launch = {}
+    for engine in engines:
+        result = export(engine, placement, outcome.model, out)
+        files |= {kind: str(path) for kind, path in result.files.items()}
+        launch[engine] = list(result.launch)
+    outcome = replace(
+        outcome,
+        files=files | {"report": str(out / "report.html"), "markdown": str(out / "report.md")},
+        launch=launch,
+    )
+    write_report(outcome, out)
+    return outcome
+
+
+def _to_json(outcome: PlanOutcome) -> dict[str, Any]:
+    chosen = outcome.scores[outcome.chosen]
+    return {
+        "schema": "moesim.plan/1",
+        "ok": True,
+        "model": outcome.model.name,
+        "cluster": outcome.cluster.name,
+        "planner": outcome.chosen,
+        "layers": len(outcome.moe_layers),
+        "experts": outcome.experts,
+        "slots": chosen.placement.slots,
+        "devices": outcome.cluster.devices,
+        "comm": outcome.comm,
+        "phase": outcome.phase,
+        "tokens_per_device": outcome.tokens_per_device,
+        "seed": outcome.seed,
+        "evidence": chosen.cost.evidence.value,
+        "solve_s": chosen.solve_s,
+        "objective": {
+            "value": chosen.cost.step_s,
+            "lower_bound": outcome.bound.lower_bound_s,
+            "gap": outcome.bound.gap,
+            "proven": outcome.bound.proven,
+        },
+        "planners": {
+            name: _cost_json(score.cost)
+            | {"solve_s": score.solve_s, "outcome": score.outcome, "detail": score.detail}
+            for name, score in outcome.scores.items()
+        },
+        "holdout": {
+            name: _cost_json(score.holdout)
+            for name, score in outcome.scores.items()
+            if score.holdout is not None
+        },
+        "speedup_vs": {
+            name: score.cost.step_s / chosen.cost.step_s for name, score in outcome.scores.items()
+        },
+        "trace_sha256": outcome.trace_sha256,
+        "inputs": outcome.inputs,
+        "files": outcome.files,
+        "launch": outcome.launch,
+        "version": outcome.version,
+    }
+
+
+def _cost_json(cost: StepCost) -> dict[str, Any]:
+    return {
+        "step_s": cost.step_s,
+        "compute_s": float(cost.layer_compute_s.sum()),
+        "communication_s": float((cost.layer_dispatch_s + cost.layer_combine_s).sum()),
+        "tail_pair_s": cost.tail_pair_s,
+        "balance": cost.balance,
+        "remote_fraction": cost.remote_fraction,
+        "internode_fraction": cost.internode_fraction,
+        "internode_bytes": cost.internode_bytes,
+    }
+
+
+def _show(outcome: PlanOutcome) -> None:
+    from rich.console import Console as RichConsole
+
+    from moesim.cli.plan_terminal import terminal_summary
+
+    terminal_summary(outcome, RichConsole())

@@ -1,0 +1,129 @@
+"""Seconds that a device needs for its experts, from the histogram of tokens per expert.
+
+Everything above asks through :class:`ExpertCost`, so that a calibrated model can take the place of
+the roofline without a change elsewhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from moesim.hardware import Device
+from moesim.model import ModelSpec
+from moesim.schema import Evidence
+
+__all__ = ["ExpertCost", "ExpertTime", "RooflineCost"]
+
+
+@dataclass(frozen=True)
+class ExpertTime:
+    """Seconds of one expert layer on devices, by what they are spent on.
+
+    Attributes:
+        memory_s: [...] moving weights and activations.
+        compute_s: [...] arithmetic.
+        total_s: [...] both, as far as they overlap.
+    """
+
+    memory_s: np.ndarray
+    compute_s: np.ndarray
+    total_s: np.ndarray
+
+
+class ExpertCost(Protocol):
+    """What a step needs to know of a device."""
+
+    evidence: Evidence
+
+    def time(self, slot_tokens: np.ndarray) -> ExpertTime:
+        """Seconds of a device for its experts.
+
+        Args:
+            slot_tokens: [..., s] tokens of each of the device's s expert slots.
+
+        Returns:
+            Seconds of shape [...].
+        """
+        ...
+
+    def lower_bound_s(self, expert_tokens: np.ndarray, speed: float) -> np.ndarray:
+        """Seconds that the slowest device needs at least, wherever experts are placed.
+
+        Args:
+            expert_tokens: [..., E] tokens of each expert.
+            speed: Σ of the devices' speed factors.
+
+        Returns:
+            Seconds of shape [...].
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class RooflineCost:
+    """The larger of bytes over bandwidth and FLOPs over peak (Williams et al. 2009).
+
+    An expert's weights are read once if any token uses it; per token the input is read, the
+    intermediate written and read back (gate and up fused with the activation), the output written.
+    No efficiency factor enters: it is the time that no kernel can beat on these figures.
+
+    Attributes:
+        expert_weight_bytes: Weights of one expert.
+        token_bytes: Activation bytes per token assignment.
+        token_flops: Arithmetic per token assignment.
+        memory_bytes_per_s: Of the device.
+        peak_flop_per_s: Of the device, in the arithmetic that the model's experts use.
+        evidence: Weakest evidence of the above.
+    """
+
+    expert_weight_bytes: float
+    token_bytes: float
+    token_flops: float
+    memory_bytes_per_s: float
+    peak_flop_per_s: float
+    evidence: Evidence = Evidence.SPEC
+
+    @classmethod
+    def of(cls, model: ModelSpec, device: Device) -> RooflineCost:
+        """Roofline of a model's routed experts on a device."""
+        activation_bytes = model.activation_bits / 8
+        return cls(
+            expert_weight_bytes=model.expert_weight_bytes,
+            token_bytes=(model.hidden_size + 2 * model.expert_width) * activation_bytes
+            + model.hidden_size * OUTPUT_BYTES,
+            token_flops=2.0 * model.expert_parameters,
+            memory_bytes_per_s=device.memory_bytes_per_s,
+            peak_flop_per_s=_peak(model, device),
+        )
+
+    def time(self, slot_tokens: np.ndarray) -> ExpertTime:
+        """See :meth:`ExpertCost.time`."""
+        active = np.count_nonzero(slot_tokens, axis=-1)
+        return self._time(active, slot_tokens.sum(axis=-1))
+
+    def lower_bound_s(self, expert_tokens: np.ndarray, speed: float) -> np.ndarray:
+        """See :meth:`ExpertCost.lower_bound_s`.
+
+        Weights of active experts are read at least once and tokens are conserved, so the mean
+        over devices, weighted by speed, bounds the slowest one.
+        """
+        active = np.count_nonzero(expert_tokens, axis=-1)
+        return self._time(active, expert_tokens.sum(axis=-1)).total_s / speed
+
+    def _time(self, active: np.ndarray, tokens: np.ndarray) -> ExpertTime:
+        memory_s = (active * self.expert_weight_bytes + tokens * self.token_bytes) / (
+            self.memory_bytes_per_s
+        )
+        compute_s = tokens * (self.token_flops / self.peak_flop_per_s)
+        return ExpertTime(memory_s, compute_s, np.maximum(memory_s, compute_s))
+
+
+OUTPUT_BYTES = 2
+"""Bytes per element of an expert's output: bfloat16, also where weights are narrower."""
+
+
+def _peak(model: ModelSpec, device: Device) -> float:
+    return device.peak_flop_per_s("fp8" if model.activation_bits == 8 else "bf16")

@@ -1,0 +1,149 @@
+"""The workload that a plan is made for: from a routing trace, or from expert counts alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from moesim.cluster import Cluster
+from moesim.errors import InputError
+from moesim.model import ModelSpec
+from moesim.planners.outcome import PlanRequest
+from moesim.step import StepEvaluator
+from moesim.traces.bundle import Trace, open_trace, sample_path
+from moesim.traces.counts import read_counts
+from moesim.traces.statistics import loads as count_loads
+from moesim.traces.statistics import transitions as count_transitions
+from moesim.workload import Phase, draw_batches, sample_routing, split_trace
+
+__all__ = ["PlanWorkload", "from_counts", "from_trace"]
+
+DEFAULT_TOKENS_PER_DEVICE: dict[Phase, int] = {"prefill": 4096, "decode": 128}
+"""DeepEP's published test sizes: 4096 tokens per rank (normal), 128 (low latency)."""
+
+MAX_PLAN_TOKENS = 1_000_000
+"""Of a longer trace an evenly spread sample is planned on: beyond it, counts barely change."""
+
+
+@dataclass(frozen=True)
+class PlanWorkload:
+    """What is known of the routing, whatever it came from.
+
+    Attributes:
+        name: Of the trace or counts.
+        sha256: Of the routing or counts.
+        note: What it is, in words.
+        tokens: In the whole trace.
+        moe_layers: [L] model layer indices.
+        loads: [L, E] assignments in the part that is planned on.
+        transitions: [L − 1, E, E] pairs in that part; None where only counts are known.
+        planning: Prices placements on that part.
+        holdout: Prices them on the part that was kept back.
+    """
+
+    name: str
+    sha256: str | None
+    note: str
+    tokens: int
+    moe_layers: tuple[int, ...]
+    loads: np.ndarray
+    transitions: np.ndarray | None
+    planning: StepEvaluator
+    holdout: StepEvaluator | None
+
+
+def from_trace(request: PlanRequest, model: ModelSpec, cluster: Cluster) -> PlanWorkload:
+    """The workload of the request's trace, or of the bundled sample.
+
+    Raises:
+        InputError: If the trace cannot be used or is not of this model.
+    """
+    trace = open_trace(request.trace or sample_path())
+    manifest = trace.manifest
+    folder = trace.path
+    for what, found, needed in (
+        ("experts", manifest.experts, model.experts),
+        ("top_k", manifest.top_k, model.top_k),
+        ("layers", manifest.layers, len(model.moe_layers)),
+    ):
+        if found != needed:
+            raise InputError(
+                f"the trace is not of the model {model.name}",
+                file=folder and folder / "manifest.json",
+                field=what,
+                found=found,
+                allowed=str(needed),
+                fix="pass the --model that the trace is of",
+            )
+    planning, holdout = split_trace(trace, request.holdout, MAX_PLAN_TOKENS)
+
+    def evaluator(part: Trace, seed: int) -> StepEvaluator:
+        batches = draw_batches(
+            part,
+            devices=cluster.devices,
+            phase=request.phase,
+            seed=seed,
+            tokens_per_device=_tokens_per_device(request),
+        )
+        return StepEvaluator(batches, model, cluster, request.comm, request.phase)
+
+    used = planning.manifest.tokens + (holdout.manifest.tokens if holdout else 0)
+    note = manifest.source or "a routing trace"
+    if used < manifest.tokens:
+        note += f"; an evenly spread sample of {used:,} of its {manifest.tokens:,} tokens is used"
+    return PlanWorkload(
+        name=manifest.model if request.trace is None else str(request.trace),
+        sha256=trace.sha256,
+        note=note,
+        tokens=manifest.tokens,
+        moe_layers=model.moe_layers,
+        loads=count_loads(planning).astype(np.float64),
+        transitions=count_transitions(planning).astype(np.float64),
+        planning=evaluator(planning, request.seed),
+        holdout=evaluator(holdout, request.seed + 1) if holdout else None,
+    )
+
+
+def from_counts(
+    request: PlanRequest, file: Path, model: ModelSpec, cluster: Cluster
+) -> PlanWorkload:
+    counts = read_counts(file)
+    expected = (len(model.moe_layers), model.experts)
+    if counts.loads.shape != expected:
+        raise InputError(
+            f"the counts are not of the model {model.name}",
+            file=file,
+            field="shape",
+            found=counts.loads.shape,
+            allowed=f"{expected} (MoE layers, experts)",
+            fix="leave dense layers out, or pass the --model that the counts are of",
+        )
+    batches = sample_routing(
+        counts.loads,
+        top_k=model.top_k,
+        devices=cluster.devices,
+        tokens_per_device=_tokens_per_device(request),
+        seed=request.seed,
+    )
+    return PlanWorkload(
+        name=file.name,
+        sha256=counts.sha256,
+        note=(
+            f"{counts.source}; only counts are known, so each layer's routing is assumed to be "
+            "independent of the others and of its neighbours"
+        ),
+        tokens=round(counts.loads[0].sum() / model.top_k),
+        moe_layers=model.moe_layers,
+        loads=counts.loads,
+        transitions=None,
+        planning=StepEvaluator(batches, model, cluster, request.comm, request.phase),
+        holdout=None,
+    )
+
+
+def _tokens_per_device(request: PlanRequest) -> int:
+    if request.tokens_per_device is None:
+        return DEFAULT_TOKENS_PER_DEVICE[request.phase]
+    return request.tokens_per_device
