@@ -109,6 +109,11 @@ def from_trace(request: PlanRequest, model: ModelSpec, cluster: Cluster) -> Plan
 def from_counts(
     request: PlanRequest, file: Path, model: ModelSpec, cluster: Cluster
 ) -> PlanWorkload:
+    """The workload of expert counts: batches are drawn as if layers were independent.
+
+    Raises:
+        InputError: If the counts cannot be used or are not of this model.
+    """
     counts = read_counts(file)
     expected = (len(model.moe_layers), model.experts)
     if counts.loads.shape != expected:
