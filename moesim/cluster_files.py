@@ -21,6 +21,7 @@ __all__ = [
     "MAX_DRAWN_DEVICES",
     "GraphCluster",
     "RegularCluster",
+    "cluster_json_schema",
     "parse_cluster",
 ]
 
@@ -264,3 +265,10 @@ def parse_cluster(data: object, *, file: str | Path | None = None) -> RegularClu
     if isinstance(data, dict) and {"devices", "switches", "links"} & data.keys():
         return GraphCluster.parse(data, file=file)
     return RegularCluster.parse(data, file=file)
+
+
+def cluster_json_schema() -> dict[str, Any]:
+    """JSON Schema of cluster files: one of the two kinds."""
+    kinds = [RegularCluster.json_schema(), GraphCluster.json_schema()]
+    parts = {name: part for kind in kinds for name, part in kind.pop("$defs", {}).items()}
+    return {"title": "Cluster", "oneOf": kinds, "$defs": parts}
