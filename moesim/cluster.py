@@ -146,7 +146,7 @@ def load_cluster(name_or_file: str | Path) -> Cluster:
 
 def _from_short_name(name: str) -> Cluster:
     shown = name if len(name) <= 60 else name[:59] + "…"
-    match = re.fullmatch(r"(?:(\d{1,9})x)?(\d{1,9})x(\D.*)", name)
+    match = re.fullmatch(r"(?:([0-9]{1,9})x)?([0-9]{1,9})x([^0-9].*)", name)
     if match is None:
         if name in device_names():
             raise UsageError(f"{name} is a device, not a cluster\nfix: write 8x{name} or the like")

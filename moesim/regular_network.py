@@ -109,7 +109,9 @@ def regular_network(
     domain, levels, direct = node, [], None
     if (fast := device.scale_up) is not None:
         domain = node // _nodes_per_domain(device.name, fast, devices_per_node)
-        if fast.topology == "switch":
+        if domain[-1] == count - 1:
+            pass  # every device alone in its domain: nothing to join
+        elif fast.topology == "switch":
             levels.append(_switched(wiring, fast, names, domain, scale_up))
         else:
             direct = _meshed(wiring, fast, names, domain, scale_up)
