@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
-from pydantic import BeforeValidator, Field, StringConstraints, model_validator
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    model_validator,
+)
 
 from moesim.errors import InputError
 from moesim.hardware import Device
@@ -51,6 +58,23 @@ Vertex = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_.-]*$", 
 Text = Annotated[str, StringConstraints(min_length=1)]
 
 
+def _shape(value: object) -> str | None:
+    if isinstance(value, dict):
+        return "mapping"
+    return "list" if isinstance(value, list | tuple) else None
+
+
+SpeedFactors = Annotated[
+    Annotated[tuple[Speed, ...], Tag("list")]
+    | Annotated[dict[Annotated[int, Field(ge=0)], Speed], Tag("mapping")],
+    Discriminator(
+        _shape,
+        custom_error_type="speed_factors",
+        custom_error_message="a list or a mapping {device index: factor} is needed",
+    ),
+]
+
+
 class LinkOverride(Document):
     """Replaces what the device's profile says of one kind of link."""
 
@@ -76,7 +100,7 @@ class RegularCluster(Document):
     """Name of a bundled device, or a file (relative to this one)."""
     nodes: Positive
     devices_per_node: Positive
-    speed_factors: tuple[Speed, ...] | dict[Annotated[int, Field(ge=0)], Speed] | None = None
+    speed_factors: SpeedFactors | None = None
     """One per device, or device index → factor where it is not 1."""
     scale_up: LinkOverride = LinkOverride()
     nic: LinkOverride = LinkOverride()

@@ -109,12 +109,17 @@ def regular_network(
     domain, levels, direct = node, [], None
     if (fast := device.scale_up) is not None:
         domain = node // _nodes_per_domain(device.name, fast, devices_per_node)
-        if domain[-1] == count - 1:
-            pass  # every device alone in its domain: nothing to join
-        elif fast.topology == "switch":
+        shared = domain[-1] < count - 1
+        if shared and fast.topology == "switch":
             levels.append(_switched(wiring, fast, names, domain, scale_up))
-        else:
+        elif shared:
             direct = _meshed(wiring, fast, names, domain, scale_up)
+    elif scale_up != Rates():
+        raise InputError(
+            f"{device.name} has no scale-up network whose numbers could be replaced",
+            field="scale_up",
+            fix="remove it, or draw the network with devices, switches and links",
+        )
     elif devices_per_node > 1:
         levels.append(_hosted(wiring, device, names, node))
     if domain[-1] > 0:

@@ -167,11 +167,15 @@ REGULAR_FAULTS = {
         {4: 0.5},
         r"speed_factors: no such device; found 4.*0 … 3",
     ),
-    "speed zero": ("speed_factors", [1, 1, 1, 0], r"speed_factors"),
-    "speed negative": ("speed_factors", {1: -1.0}, r"speed_factors"),
+    "speed zero": (
+        "speed_factors",
+        [1, 1, 1, 0],
+        r"speed_factors\.list\[3\]: .*greater than 0; found 0",
+    ),
+    "speed negative": ("speed_factors", {1: -1.0}, r"speed_factors\.mapping\[1\]: .*greater than 0"),
     "speed infinite": ("speed_factors", {1: float("inf")}, r"speed_factors"),
     "speed nan": ("speed_factors", [1, 1, 1, float("nan")], r"speed_factors"),
-    "speed text": ("speed_factors", "fast", r"speed_factors"),
+    "speed text": ("speed_factors", "fast", r"speed_factors: a list or a mapping .*found fast"),
     "override without unit": ("nic", {"bandwidth": 50}, r"nic\.bandwidth: not a quantity"),
     "override zero": (
         "nic",
@@ -198,6 +202,14 @@ def test_faulty_regular_cluster(tmp_path, fault):
     file = tmp_path / "cluster.yaml"
     file.write_text(yaml.safe_dump(body))
     with pytest.raises(InputError, match=r"(?s)" + message):
+        load_cluster(file)
+
+
+def test_scale_up_numbers_of_a_device_without_scale_up_are_refused(tmp_path):
+    file = tmp_path / "cluster.yaml"
+    body = REGULAR | {"device": "l40s", "scale_up": {"bandwidth": "100 GB/s"}}
+    file.write_text(yaml.safe_dump(body))
+    with pytest.raises(InputError, match=r"scale_up: l40s has no scale-up network"):
         load_cluster(file)
 
 
