@@ -172,7 +172,11 @@ REGULAR_FAULTS = {
         [1, 1, 1, 0],
         r"speed_factors\.list\[3\]: .*greater than 0; found 0",
     ),
-    "speed negative": ("speed_factors", {1: -1.0}, r"speed_factors\.mapping\[1\]: .*greater than 0"),
+    "speed negative": (
+        "speed_factors",
+        {1: -1.0},
+        r"speed_factors\.mapping\[1\]: .*greater than 0",
+    ),
     "speed infinite": ("speed_factors", {1: float("inf")}, r"speed_factors"),
     "speed nan": ("speed_factors", [1, 1, 1, float("nan")], r"speed_factors"),
     "speed text": ("speed_factors", "fast", r"speed_factors: a list or a mapping .*found fast"),
