@@ -77,6 +77,18 @@ class Document(BaseModel):
         read = read_json if path.suffix == ".json" else read_yaml
         return cls.parse(read(path), file=path)
 
+    @classmethod
+    def json_schema(cls) -> dict[str, Any]:
+        """JSON Schema of the file, the key ``schema`` included; editors complete with it."""
+        body = cls.model_json_schema()
+        if not cls.schema_id:
+            return body
+        stated = {"schema": {"const": cls.schema_id}}
+        return body | {
+            "properties": stated | body.get("properties", {}),
+            "required": ["schema", *body.get("required", [])],
+        }
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data with ``schema`` first, as :meth:`parse` reads it."""
         body = self.model_dump(mode="json")

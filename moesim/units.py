@@ -53,7 +53,8 @@ def _table() -> dict[Dimension, dict[str, float]]:
 
 
 _UNITS = _table()
-_QUANTITY = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*([^\s\d].*?)\s*")
+# The number is an atomic group: "3.35" must not be read as the number 3 and the unit ".35".
+_QUANTITY = re.compile(r"\s*((?>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?))\s*([^\s\d].*?)\s*")
 
 
 def parse_quantity(
