@@ -35,8 +35,11 @@ def step_lower_bound(evaluator: StepEvaluator, slots: int) -> float:
         evaluator.expert_cost.lower_bound_s(total, float(cluster.speed_factors.sum())),
         _hottest_s(evaluator, total, slots),
     )
-    move = _chain_s if evaluator.comm == "chain" else _home_rank_s
-    return float((compute_s.sum() + move(evaluator, counts, per_device)) / batches.count)
+    if evaluator.comm == "chain":
+        moving_s = _chain_s(evaluator, per_device)
+    else:
+        moving_s = _home_rank_s(evaluator, counts, per_device)
+    return float((compute_s.sum() + moving_s) / batches.count)
 
 
 def _counts_by_home(batches: Batches) -> np.ndarray:
@@ -81,34 +84,27 @@ def _home_rank_s(evaluator: StepEvaluator, counts: np.ndarray, per_device: int) 
     most; what is left must leave it.
     """
     batches, cluster = evaluator.batches, evaluator.cluster
-    direct = evaluator.phase == "decode"
-    device_cut, node_cut = _cuts(cluster)
-    nodes = cluster.node_of_device
-    by_node = np.stack(
-        [counts[:, :, nodes == node].sum(axis=2) for node in range(cluster.nodes)], 2
-    )
-    devices_in = np.bincount(nodes, minlength=cluster.nodes)
-    receiver = per_device * (int(devices_in.max()) if cluster.nodes > 1 else 1)
-    busiest = np.zeros(counts.shape[:2])  # vectors over cut, the largest of all cuts
-    bounds = [
-        (counts, device_cut, np.full(cluster.devices, per_device)),
-        (by_node, node_cut, per_device * devices_in),
-    ]
-    for assignments, cut, own_slots in bounds:
-        for place, capacity in enumerate(cut):
-            if not np.isfinite(capacity):
-                continue
+    node_of = cluster.domain_of_device
+    members = np.bincount(node_of)
+    by_node = np.stack([counts[:, :, node_of == node].sum(axis=2) for node in range(len(members))], 2)
+    shares = 1
+    if evaluator.phase == "prefill":
+        # One copy serves all the experts of a token that the receiving node holds; on a single
+        # node, those that the receiving device holds.
+        shares = min(batches.top_k, per_device * (int(members.max()) if len(members) > 1 else 1))
+    busiest = np.zeros(counts.shape[:2])  # vectors over the cut's bytes/s, the largest of all cuts
+    for assignments, cuts, own_slots in (
+        (counts, _device_cuts(cluster), np.full(cluster.devices, per_device)),
+        (by_node, _node_cuts(cluster), per_device * members),
+    ):
+        for place, cut in enumerate(cuts):
             used = np.sort(assignments[:, :, place], axis=-1)[..., ::-1]
             away = used[..., int(own_slots[place]) :].sum(axis=-1)
-            if not direct:
-                # One copy serves all the experts of a token that the receiving node holds; on a
-                # single node, those that the receiving device holds.
-                away = away / min(batches.top_k, receiver)
-            busiest = np.maximum(busiest, away / capacity)
+            busiest = np.maximum(busiest, away / shares / cut)
     return float(busiest.sum() * (evaluator.dispatch_bytes + evaluator.combine_bytes))
 
 
-def _chain_s(evaluator: StepEvaluator, counts: np.ndarray, per_device: int) -> float:
+def _chain_s(evaluator: StepEvaluator, per_device: int) -> float:
     """Σ seconds of the transitions over batches and layer pairs.
 
     The tokens of one expert that stay on its device (node) go to at most as many experts of the
@@ -116,10 +112,10 @@ def _chain_s(evaluator: StepEvaluator, counts: np.ndarray, per_device: int) -> f
     """
     batches, cluster = evaluator.batches, evaluator.cluster
     if batches.valid_k is not None or per_device * cluster.devices > batches.experts:
-        # With replicas an expert's tokens split over devices; the bound below would not hold.
+        # The tokens of a copied expert split over devices, and short rows change the shares.
         return 0.0
-    device_cut, node_cut = _cuts(cluster)
-    largest_node = per_device * int(np.bincount(cluster.node_of_device).max())
+    device_cut, node_cut = _device_cuts(cluster).sum(), _node_cuts(cluster).sum()
+    largest_node = per_device * int(np.bincount(cluster.domain_of_device).max())
     seconds = 0.0
     for batch in range(batches.count):
         for layer in range(batches.layers - 1):
@@ -127,8 +123,8 @@ def _chain_s(evaluator: StepEvaluator, counts: np.ndarray, per_device: int) -> f
                 batches.routing[batch, layer], batches.routing[batch, layer + 1], batches.experts
             )
             ranked = np.sort(pairs, axis=1)[:, ::-1] / batches.top_k
-            off_device = ranked[:, per_device:].sum() / device_cut.sum()
-            off_node = ranked[:, largest_node:].sum() / node_cut.sum() if cluster.nodes > 1 else 0.0
+            off_device = ranked[:, per_device:].sum() / device_cut
+            off_node = ranked[:, largest_node:].sum() / node_cut
             seconds += max(off_device, off_node) * evaluator.dispatch_bytes
     return float(seconds)
 
@@ -138,41 +134,39 @@ def _transitions(source: np.ndarray, target: np.ndarray, experts: int) -> np.nda
     return np.bincount(pairs.ravel(), minlength=experts**2).reshape(experts, experts)
 
 
-def _cuts(cluster: Cluster) -> tuple[np.ndarray, np.ndarray]:
-    """Bytes/s that can leave, or enter, each device [G] and each node [N].
-
-    What leaves a set of devices passes every cut between it and the others: for a device its own
-    links, for a node the minimum cut. inf where there is nowhere to go. Where the two directions
-    differ, the wider one is taken, which keeps the bound valid for dispatch and combine alike.
-    """
-    names = cluster.device_names
-    device = np.zeros((2, cluster.devices))
-    position = {name: index for index, name in enumerate(names)}
+def _device_cuts(cluster: Cluster) -> np.ndarray:
+    """[G] bytes/s that can leave (or enter, if more) each device over its own links."""
+    capacity = np.zeros((2, cluster.devices))
+    position = {name: index for index, name in enumerate(cluster.device_names)}
     for link in cluster.links:
-        if link.source in position:
-            device[0, position[link.source]] += link.bandwidth_bytes_per_s
-        if link.target in position:
-            device[1, position[link.target]] += link.bandwidth_bytes_per_s
-    node = np.array([_node_cut(cluster, number) for number in range(cluster.nodes)])
-    return np.where(cluster.devices > 1, device.max(axis=0), np.inf), node
+        for direction, end in enumerate((link.source, link.target)):
+            if end in position:
+                capacity[direction, position[end]] += link.bandwidth_bytes_per_s
+    cuts = capacity.max(axis=0)
+    cuts[cuts == 0] = np.inf  # a device alone
+    return cuts
 
 
-def _node_cut(cluster: Cluster, node: int) -> float:
-    if cluster.nodes == 1:
-        return float("inf")
-    inside = cluster.node_of_device == node
+def _node_cuts(cluster: Cluster) -> np.ndarray:
+    """[nodes] bytes/s that can leave (or enter, if more) each node: a minimum cut."""
+    node_of = cluster.domain_of_device
+    nodes = int(node_of.max()) + 1
+    if nodes == 1:
+        return np.array([np.inf])
+    return np.array([_minimum_cut(cluster, node_of == node) for node in range(nodes)])
+
+
+def _minimum_cut(cluster: Cluster, inside: np.ndarray) -> float:
     forward, backward = nx.DiGraph(), nx.DiGraph()
     for link in cluster.links:
-        for graph, ends in (
-            (forward, (link.source, link.target)),
-            (backward, (link.target, link.source)),
-        ):
-            known = graph.get_edge_data(*ends, {"capacity": 0.0})["capacity"]
-            graph.add_edge(*ends, capacity=known + link.bandwidth_bytes_per_s)
+        ends = (link.source, link.target)
+        for graph, (source, target) in ((forward, ends), (backward, ends[::-1])):
+            known = graph.get_edge_data(source, target, {"capacity": 0.0})["capacity"]
+            graph.add_edge(source, target, capacity=known + link.bandwidth_bytes_per_s)
+    flows = []
     for graph in (forward, backward):
         # Edges without a capacity are unbounded.
         for name, is_inside in zip(cluster.device_names, inside, strict=True):
             graph.add_edge(*(("source", name) if is_inside else (name, "sink")))
-    return max(
-        float(nx.maximum_flow_value(graph, "source", "sink")) for graph in (forward, backward)
-    )
+        flows.append(float(nx.maximum_flow_value(graph, "source", "sink")))
+    return max(flows)

@@ -28,6 +28,7 @@ from moesim.hardware import (
 )
 from moesim.regular_network import Network
 from moesim.safe_io import read_json, read_yaml
+from moesim.schema import Evidence, weakest
 from moesim.topology import Link, Routes, link_graph
 
 if TYPE_CHECKING:
@@ -81,6 +82,13 @@ class Cluster:
         In an NVL72 rack one domain holds many nodes.
         """
         return self.network.domain_of_device
+
+    @property
+    def evidence(self) -> Evidence:
+        """The weakest evidence of the bandwidths that tokens cross."""
+        device = self.device
+        parts = [device.scale_up, device.nic if self.nodes > 1 else None]
+        return weakest(Evidence.MEASURED, *(part.bandwidth.evidence for part in parts if part))
 
     @property
     def links(self) -> tuple[Link, ...]:

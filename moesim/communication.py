@@ -43,7 +43,7 @@ class Copies:
         combine: [W, L, G, G] float64, vectors sent from device i to j behind them.
         remote: Token assignments (of all batches and layers) whose expert is on another device
             than where the token comes from.
-        internode: The same for another node.
+        internode: The same for another node (scale-up domain: an NVL72 rack counts as one node).
         assignments: All token assignments.
     """
 
@@ -66,7 +66,7 @@ def count_copies(
     slots_of = placement.logical_to_physical()
     copies_of = placement.replica_count()
     device_of_slot = placement.device_of_slot()
-    node_of = cluster.node_of_device.astype(np.int32)
+    node_of = cluster.domain_of_device
     valid_k = batches.valid_k
     if valid_k is None:
         valid_k = np.empty((batches.count, 0, 0), np.uint8)

@@ -42,7 +42,7 @@ class StepCost:
             over layers and both ways (MoETuner's tail term).
         balance: Mean over layers and batches of mean/max device load; 1 is even.
         remote_fraction: Token assignments that leave their device, of all.
-        internode_fraction: Token assignments that leave their node, of all.
+        internode_fraction: Token assignments that leave their node (scale-up domain), of all.
         internode_bytes: Bytes per step that cross nodes, all layers, both ways.
         comm: Form of communication, ``home-rank`` or ``chain``.
         evidence: The weakest evidence that went in.
@@ -135,7 +135,7 @@ class StepEvaluator:
         traffic = (copies.dispatch * self.dispatch_bytes + copies.combine * self.combine_bytes).sum(
             axis=1
         )
-        node = cluster.node_of_device
+        node = cluster.domain_of_device
         load = device_tokens / cluster.speed_factors
         peak_load = load.max(axis=-1)
         per_step = 1.0 / self.batches.count
