@@ -88,9 +88,7 @@ def read_json(path: str | Path) -> Any:
     return parse_json(read_text(path), file=path)
 
 
-def parse_json(
-    text: str, *, file: str | Path | None = None, non_finite: bool = False
-) -> Any:
+def parse_json(text: str, *, file: str | Path | None = None, non_finite: bool = False) -> Any:
     """As :func:`read_json`, from a string.
 
     ``non_finite`` lets ``NaN`` and ``Infinity`` pass as floats, for files of other programs that

@@ -32,6 +32,17 @@ __all__ = [
 
 Mixers = tuple[Mixer, ...]
 
+LAYER_KINDS = (
+    "full_attention",
+    "sliding_attention",
+    "chunked_attention",
+    "linear_attention",
+    "attention",
+    "mamba",
+)
+WIDE_BLOCK_TOKENS = 128
+"""DeepSeek-V4 presses 4 tokens into an entry and lets an indexer pick, or 128 and reads all."""
+
 
 @dataclass(frozen=True)
 class AttentionStyle:
@@ -125,11 +136,9 @@ def grouped_query_attention(
         full: Layers without a window where ``layer_types`` is not stated but a window is.
     """
     count = fields.size("num_hidden_layers", "n_layers", "num_layers", maximum=4096)
-    words = ("full_attention", "sliding_attention", "chunked_attention", "linear_attention")
-    words += ("mamba", "attention", "conv", "deepseek_sparse_attention")
     types = fields.values.get("layer_types")
     # Lists may run on over the MTP modules that follow the model (Step 3).
-    kinds = fields.texts("layer_types", allowed=words, length=None)
+    kinds = fields.texts("layer_types", allowed=LAYER_KINDS)
     if kinds is not None and len(kinds) < count:
         raise fields.error("shorter than the model", "layer_types", found=f"{len(types or [])}")
     window = None
@@ -152,9 +161,7 @@ def grouped_query_attention(
     if windowed:
         other = fields.section("attention_other_setting")
         heads = other.optional_size("num_attention_heads") if other else None
-        groups.append(
-            _grouped(fields, tuple(windowed), style, window_tokens=window, heads=heads)
-        )
+        groups.append(_grouped(fields, tuple(windowed), style, window_tokens=window, heads=heads))
     return tuple(groups)
 
 
@@ -218,7 +225,7 @@ def compressed_attention(fields: Fields, layers: int) -> Mixers:
     query_rank = fields.size("q_lora_rank")
     groups = []
     for ratio in sorted(set(ratios[:layers])):
-        indexed = 0 < ratio < 128  # noqa: PLR2004 - the report's two compressors: 4 and 128
+        indexed = 0 < ratio < WIDE_BLOCK_TOKENS
         indexer = None
         if indexed:
             indexer = Indexer(
@@ -250,12 +257,13 @@ def gemma_attention(fields: Fields, layers: int) -> Mixers:
     )
     if kinds is None:
         raise fields.missing("layer_types", what="which layers slide")
+    for name in ("hidden_size_per_layer_input", "num_kv_shared_layers"):
+        if fields.size(name, minimum=0):
+            raise fields.error("not supported in a Mixture-of-Experts model", name, allowed="0")
     style = AttentionStyle(query_key_norm="head", bias="by-field")
     groups: list[Mixer] = []
     if sliding := layers_of(kinds, "sliding_attention"):
-        groups.append(
-            _grouped(fields, sliding, style, window_tokens=fields.size("sliding_window"))
-        )
+        groups.append(_grouped(fields, sliding, style, window_tokens=fields.size("sliding_window")))
     if full := layers_of(kinds, "full_attention"):
         shared = fields.flag("attention_k_eq_v", default=False)
         head_dim = fields.optional_size("global_head_dim") or fields.size("head_dim")

@@ -173,7 +173,8 @@ def _kimi_linear(fields: Fields, layers: int) -> Mixers:
     if section is None:
         raise fields.missing("linear_attn_config", what="kinds of layers")
     full, linear = (
-        section.sizes(name, minimum=1, maximum=layers) for name in ("full_attn_layers", "kda_layers")
+        section.sizes(name, minimum=1, maximum=layers)
+        for name in ("full_attn_layers", "kda_layers")
     )
     if full is None or linear is None:
         raise section.missing("full_attn_layers", "kda_layers")
@@ -228,8 +229,8 @@ def _nemotron(fields: Fields, layers: int) -> Mixers:
 
 def _per_moe_layer(hidden: int = 0, experts: int = 0) -> Callable[[Fields, int, int, int], int]:
     """So many vectors of the hidden size and of the number of experts in every MoE layer."""
-    return lambda fields, layers, moe, count: moe * (
-        hidden * fields.size("hidden_size", "d_model") + experts * count
+    return lambda fields, layers, moe, count: (
+        moe * (hidden * fields.size("hidden_size", "d_model") + experts * count)
     )
 
 
@@ -252,9 +253,7 @@ PLAIN = ("intermediate_size",)
 LEADING = ("first_k_dense_replace", "mlp_layer_types", "moe_layer_freq")
 DEEPSEEK = Family(mixers=_mla, layer_rule=LEADING, shared=counted_shared)
 QWEN3 = Family(mixers=_gqa(AttentionStyle("head", "by-field")))
-QWEN_HYBRID = Family(
-    mixers=_qwen_hybrid, shared=counted_shared, other=_per_moe_layer(hidden=1)
-)
+QWEN_HYBRID = Family(mixers=_qwen_hybrid, shared=counted_shared, other=_per_moe_layer(hidden=1))
 GLM4 = Family(
     mixers=lambda fields, layers: grouped_query_attention(
         fields,
@@ -350,9 +349,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "jamba": Family(mixers=_jamba, expert_width=PLAIN, layer_rule=("expert_layer_period",)),
     "granitemoe": GRANITE,
-    "granitemoeshared": Family(
-        mixers=GRANITE.mixers, expert_width=PLAIN, shared=counted_shared
-    ),
+    "granitemoeshared": Family(mixers=GRANITE.mixers, expert_width=PLAIN, shared=counted_shared),
     "granitemoehybrid": Family(mixers=_granite_hybrid, expert_width=PLAIN, shared=counted_shared),
     "grok-1": GROK,
     "grok": GROK,

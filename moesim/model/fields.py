@@ -85,9 +85,7 @@ class Fields:
             raise self.missing(*names, what=what)
         return value
 
-    def optional_size(
-        self, *names: str, minimum: int = 1, maximum: int = MAX_SIZE
-    ) -> int | None:
+    def optional_size(self, *names: str, minimum: int = 1, maximum: int = MAX_SIZE) -> int | None:
         """A whole number, or ``None`` if absent or null.
 
         A list with one entry per layer (Hunyuan) is read as that number if all entries are equal.

@@ -145,7 +145,7 @@ def _read(outer: Fields, fields: Fields, family: Family, name: str) -> ModelSpec
     if not fields.has(*EXPERTS):
         raise _no_experts(fields, fields.text("model_type"))
     experts = fields.size(*EXPERTS, minimum=0, maximum=65535, what="number of routed experts")
-    if experts < 2 or fields.flag("enable_moe_block", default=True) is False:  # noqa: PLR2004
+    if experts < 2 or fields.flag("enable_moe_block", default=True) is False:
         raise fields.error(
             "a dense model: it has no experts to place",
             next(word for word in EXPERTS if fields.has(word)),

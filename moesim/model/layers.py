@@ -30,8 +30,8 @@ def moe_layers(fields: Fields, layers: int) -> tuple[int, ...]:
             raise fields.error(f"contradicts {fields.path(stated[0][0])}", name)
     result = set(range(layers))
     for rule in _RULES:
-        if (found := rule(fields, layers)) is not None:
-            result &= found
+        if (left := rule(fields, layers)) is not None:
+            result &= left
     if stated:
         name, listed = stated[0]
         if listed is not None and not listed <= result:

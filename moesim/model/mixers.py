@@ -222,7 +222,7 @@ class Recurrence(_Group):
         """No token is kept."""
         return None
 
-    def parameters(self, hidden_size: int) -> int:  # noqa: ARG002 - one signature for all kinds
+    def parameters(self, hidden_size: int) -> int:
         """Parameters per layer."""
         return self.matrix_parameters + self.extra_parameters
 

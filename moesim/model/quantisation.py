@@ -167,7 +167,7 @@ def _modelopt(section: Fields, algorithm: str, row: int) -> Quantisation:
     if algorithm == "MIXED_PRECISION":
         layers = section.section("quantized_layers")
         algorithm = (section.text("moe_quant_algo") or "").upper() or _expert_algorithm(layers)
-    if algorithm == "NVFP4" or algorithm.startswith("W4A8_NVFP4"):
+    if "NVFP4" in algorithm:
         return _named(NVFP4)
     if "MXFP4" in algorithm:
         return _named(MXFP4)
@@ -221,8 +221,7 @@ def _experts_are_ignored(section: Fields) -> bool:
         value = section.values.get(name)
         if isinstance(value, list):
             patterns += [item for item in value if isinstance(item, str)]
-    relevant = [pattern for pattern in patterns if "expert" in pattern or "mlp" in pattern]
-    hit = {probe.split(".")[2] for probe in PROBES if any(_matches(p, probe) for p in relevant)}
+    hit = {probe.split(".")[2] for probe in PROBES if any(_matches(p, probe) for p in patterns)}
     return hit == {"7", "41"}
 
 

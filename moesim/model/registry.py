@@ -105,10 +105,10 @@ def _load_file(path: Path) -> ModelSpec:
         content = read_yaml(path)
     else:
         content = parse_json(read_text(path), file=path, non_finite=True)
-    if isinstance(content, dict) and path.name == "config.json":
+    if isinstance(content, dict) and path.name.endswith("config.json"):
         # NVIDIA's checkpoints state the quantisation in a file of its own.
-        beside = path.with_name("hf_quant_config.json")
-        if beside.is_file() and "quantization_config" not in content:
+        beside = path.with_name(path.name.removesuffix("config.json") + "hf_quant_config.json")
+        if "quantization_config" not in content and beside.is_file():
             stated = parse_json(read_text(beside), file=beside)
             if isinstance(stated, dict) and isinstance(stated.get("quantization"), dict):
                 content = content | {"quantization": stated["quantization"]}

@@ -19,7 +19,6 @@ UNSUPPORTED = {
     "grok-1": "transformers has no Grok",
     "pangu-pro-moe": "transformers has no Pangu",
     "small-moe-30b-dims": "not a Hugging Face configuration",
-    "dbrx": "transformers 5.23 fails on DBRX configurations without rope_theta in attn_config",
 }
 RENAMED = {"kimi_k2": "deepseek_v3"}
 """Architectures that run on another's implementation."""
@@ -115,7 +114,7 @@ VARIANTS = {
         "swa_head_dim": 24,
         "swa_v_head_dim": 16,
         "sliding_window": 16,
-        "hybrid_layer_pattern": [0, 1, 1, 0],
+        "hybrid_layer_pattern": [0, 1, 1, 1],
         "moe_layer_freq": [0, 1, 1, 1],
         "n_routed_experts": 8,
         "num_experts_per_tok": 2,
@@ -145,6 +144,9 @@ VARIANTS = {
     },
     "kimi_linear": {
         "model_type": "kimi_linear",
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
         "num_experts": 8,
         "num_experts_per_token": 2,
         "num_shared_experts": 1,
