@@ -88,8 +88,12 @@ def read_json(path: str | Path) -> Any:
     return parse_json(read_text(path), file=path)
 
 
-def parse_json(text: str, *, file: str | Path | None = None) -> Any:
-    """As :func:`read_json`, from a string."""
+def parse_json(text: str, *, file: str | Path | None = None, non_finite: bool = False) -> Any:
+    """As :func:`read_json`, from a string.
+
+    ``non_finite`` lets ``NaN`` and ``Infinity`` pass as floats, for files of other programs that
+    hold them in fields we do not read (Python's own ``json`` writes them).
+    """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result: dict[str, Any] = {}
@@ -100,6 +104,8 @@ def parse_json(text: str, *, file: str | Path | None = None) -> Any:
         return result
 
     def constant(name: str) -> Any:
+        if non_finite:
+            return float(name)
         raise InputError("not a JSON number", file=file, found=name, allowed="finite numbers")
 
     try:
