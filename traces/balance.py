@@ -144,7 +144,8 @@ def _share(counts: np.ndarray) -> np.ndarray:
 
 
 def _either_empty(p: np.ndarray, q: np.ndarray) -> np.ndarray:
-    return np.logical_not(np.any(p, axis=-1) & np.any(q, axis=-1))
+    empty: np.ndarray = np.logical_not(np.any(p, axis=-1) & np.any(q, axis=-1))
+    return empty
 
 
 def _total_variation(p: np.ndarray, q: np.ndarray) -> np.ndarray:

@@ -18,9 +18,10 @@ import numpy as np
 
 __all__ = ["count_groups", "count_ids", "count_pairs"]
 
-_BLOCK_TOKENS = 16384
-_SMALLEST_BLOCK_TOKENS = 4096
 _COUNTER_TYPES = (np.uint8, np.uint16, np.uint64)
+_FIRST_BLOCK_TOKENS = 1024
+_WORTHWHILE_BLOCK_TOKENS = 8192
+_LARGEST_BLOCK_TOKENS = 65536
 
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -62,9 +63,10 @@ def count_pairs(first: np.ndarray, second: np.ndarray, table: np.ndarray) -> Non
     """Add every ordered pair (id of ``first``, id of ``second``) of the same token.
 
     With 256 experts a table of 32-bit counters takes 256 KiB and lives in the L2 cache, at a third
-    of the speed of one of 8-bit counters. So a block of tokens is counted in the narrowest counters
-    that hold it. A counter that wraps shows: the counters then add up to fewer than the pairs that
-    went in, and the block is counted again, first in smaller blocks, then in wider counters.
+    of the speed of one of 8-bit counters. So tokens are counted in the narrowest counters that hold
+    a block worth the moving to ``table``; the fullest counter of each block tells how many tokens
+    the next may have. A counter that wraps nevertheless shows, since the counters then add up to
+    fewer pairs than went in, and the block is counted again in wider ones.
 
     Args:
         first: [T, K] unsigned integers below ``bins``.
@@ -74,18 +76,20 @@ def count_pairs(first: np.ndarray, second: np.ndarray, table: np.ndarray) -> Non
     first, second = _plain(first), _plain(second)
     tokens, top_k = first.shape
     count = _count_pairs_of_8 if top_k == 8 else _count_pairs
-    types = iter(_COUNTER_TYPES)
-    counters = np.zeros(table.shape, next(types))
-    start, block = 0, _BLOCK_TOKENS
-    while start < tokens:
-        stop = min(start + block, tokens)
-        count(first[start:stop], second[start:stop], counters)
-        if _move(counters, table, (stop - start) * top_k**2):
+    start = 0
+    for dtype in _COUNTER_TYPES:
+        counters = np.zeros(table.shape, dtype)
+        block = _FIRST_BLOCK_TOKENS
+        while start < tokens and block >= _FIRST_BLOCK_TOKENS:
+            stop = min(start + block, tokens)
+            count(first[start:stop], second[start:stop], counters)
+            fullest = _move(counters, table, (stop - start) * top_k**2)
+            if fullest == 0:
+                break
+            room_tokens = int(np.iinfo(dtype).max) * (stop - start) // fullest
+            block = 0 if room_tokens < _WORTHWHILE_BLOCK_TOKENS else room_tokens * 7 // 8
+            block = min(block, _LARGEST_BLOCK_TOKENS)
             start = stop
-        elif block > _SMALLEST_BLOCK_TOKENS:
-            block //= 2
-        else:
-            counters, block = np.zeros(table.shape, next(types)), _BLOCK_TOKENS
 
 
 def _plain(array: np.ndarray) -> np.ndarray:
@@ -147,16 +151,20 @@ def _count_pairs_of_8(first: np.ndarray, second: np.ndarray, counters: np.ndarra
 
 
 @_compiled
-def _move(counters: np.ndarray, table: np.ndarray, pairs: int) -> bool:
-    """Empty the counters into the table, or into nothing if one of them has wrapped."""
+def _move(counters: np.ndarray, table: np.ndarray, pairs: int) -> int:
+    """Empty the counters into the table; the fullest one, or 0 and no change if one has wrapped."""
     total = np.uint64(0)
+    fullest = counters[0, 0]
     for row in range(counters.shape[0]):
         for column in range(counters.shape[1]):
-            total += np.uint64(counters[row, column])
-    whole: bool = total == np.uint64(pairs)
-    if whole:
+            count = counters[row, column]
+            fullest = max(fullest, count)
+            total += np.uint64(count)
+            table[row, column] += np.int64(count)
+    wrapped = total != np.uint64(pairs)
+    if wrapped:
         for row in range(counters.shape[0]):
             for column in range(counters.shape[1]):
-                table[row, column] += np.int64(counters[row, column])
+                table[row, column] -= np.int64(counters[row, column])
     counters[:] = 0
-    return whole
+    return 0 if wrapped else int(fullest)

@@ -188,7 +188,7 @@ def _paired(trace: Trace, rows: int, distance: int, threads: int) -> np.ndarray:
     kernels = _kernels(trace, top_k)
 
     def of_layer(layer: int) -> None:
-        table = np.zeros((bins, bins), np.int64)
+        table = result[layer] if bins == experts else np.zeros((bins, bins), np.int64)
         for tokens in token_slices(trace):
             first = read_ids(trace, layer, tokens)
             second = read_ids(trace, layer + distance, tokens) if distance else first
@@ -199,7 +199,8 @@ def _paired(trace: Trace, rows: int, distance: int, threads: int) -> np.ndarray:
             # Every use of an expert is paired with K entries. Setting the diagonal to the loads
             # keeps a token that names one expert twice from counting as co-activation.
             np.fill_diagonal(table, table.sum(axis=1) // top_k)
-        result[layer] = table[:experts, :experts]
+        if bins != experts:
+            result[layer] = table[:experts, :experts]
 
     _map(of_layer, rows, threads)
     return result
