@@ -27,6 +27,7 @@ from moesim.errors import InputError
 
 __all__ = [
     "map_npy",
+    "open_text",
     "parse_json",
     "parse_npy",
     "read_bytes",
@@ -83,6 +84,26 @@ def read_text(path: str | Path, limit_bytes: int = MAX_TEXT_BYTES) -> str:
             file=path,
             found=f"byte {error.start} is not UTF-8",
             fix="save the file as UTF-8",
+        ) from error
+
+
+@contextmanager
+def open_text(path: str | Path, limit_bytes: int = 2**34) -> Iterator[IO[str]]:
+    """A UTF-8 file to be read as a stream, line ends as they are; a byte-order mark is dropped."""
+    path = _existing(Path(path))
+    if path.stat().st_size > limit_bytes:
+        raise InputError(
+            "the file is too large",
+            file=path,
+            found=f"{path.stat().st_size} bytes",
+            allowed=f"at most {limit_bytes} bytes",
+        )
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            yield stream
+    except UnicodeDecodeError as error:
+        raise InputError(
+            "not UTF-8 text", file=path, found=str(error), fix="save the file as UTF-8"
         ) from error
 
 
