@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 import moesim
+from moesim.cli import trace
 from moesim.cli.console import run
 
 __all__ = ["app", "main"]
@@ -19,6 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(trace.app, name="trace")
 
 
 def _version(value: bool) -> None:

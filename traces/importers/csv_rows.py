@@ -92,7 +92,7 @@ def _columns(file: Path, header: list[str] | None) -> _Columns:
         not {"token", "layer"} <= set(plain) <= known
         or len(set(names)) != len(names)
         or not experts
-        or len(gates) not in (0, len(experts))
+        or len(gates) != (len(experts) if "gate" in plain or entries["g"] else 0)
         or (long and (entries["e"] or entries["g"]))
     ):
         raise InputError(

@@ -87,7 +87,7 @@ class RowTable:
         """
         if not isinstance(request, str | int) or isinstance(request, bool):
             raise self._refuse(line, "request", request, "text or an integer")
-        self._token.append(self._integer(line, "token", token, 2**62))
+        self._token.append(self._integer(line, "token", token, 2**31))
         self._layer.append(self._integer(line, "layer", layer, 2**20))
         if not isinstance(ids, list) or not ids or set(map(type, ids)) != {int}:
             raise self._refuse(line, "experts", ids, "a list of integers")
@@ -100,7 +100,9 @@ class RowTable:
         self._ids.extend(ids)
         self._add_gates(line, gates)
         self._request.append(self._requests.setdefault(request, len(self._requests)))
-        self._domain.append(self._domains.setdefault(domain, len(self._domains)))
+        # JSON may hold lone surrogates, which no UTF-8 file can store.
+        name = domain.encode("utf-8", "replace").decode("utf-8")
+        self._domain.append(self._domains.setdefault(name, len(self._domains)))
         self._line.append(line)
         self._phase.append(phase)
 
