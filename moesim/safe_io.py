@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import io
 import json
 import math
 import os
@@ -26,6 +27,9 @@ from moesim.errors import InputError
 
 __all__ = [
     "map_npy",
+    "open_text",
+    "parse_json",
+    "parse_npy",
     "read_bytes",
     "read_json",
     "read_json_lines",
@@ -80,6 +84,26 @@ def read_text(path: str | Path, limit_bytes: int = MAX_TEXT_BYTES) -> str:
             file=path,
             found=f"byte {error.start} is not UTF-8",
             fix="save the file as UTF-8",
+        ) from error
+
+
+@contextmanager
+def open_text(path: str | Path, limit_bytes: int = 2**34) -> Iterator[IO[str]]:
+    """A UTF-8 file to be read as a stream, line ends as they are; a byte-order mark is dropped."""
+    path = _existing(Path(path))
+    if path.stat().st_size > limit_bytes:
+        raise InputError(
+            "the file is too large",
+            file=path,
+            found=f"{path.stat().st_size} bytes",
+            allowed=f"at most {limit_bytes} bytes",
+        )
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            yield stream
+    except UnicodeDecodeError as error:
+        raise InputError(
+            "not UTF-8 text", file=path, found=str(error), fix="save the file as UTF-8"
         ) from error
 
 
@@ -223,68 +247,86 @@ def map_npy(path: str | Path) -> np.ndarray:
         InputError: If it is not a C-ordered array of a plain number type, or is cut short.
     """
     path = _existing(Path(path))
-    shape, dtype, offset = _npy_header(path)
-    expected = offset + math.prod(shape) * dtype.itemsize
-    size = path.stat().st_size
-    if size != expected:
-        kind = "cut short" if size < expected else "longer than its header says"
-        raise InputError(
-            f"the file is {kind}",
-            file=path,
-            field="shape",
-            found=f"{size} bytes for shape {shape} of {dtype}",
-            allowed=f"{expected} bytes",
-            fix="copy or export the file again",
-        )
+    with path.open("rb") as stream:
+        shape, dtype, offset = _npy_header(stream, path, path.stat().st_size)
     if 0 in shape:
         return np.zeros(shape, dtype)
     return np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=shape)
 
 
-def _npy_header(path: Path) -> tuple[tuple[int, ...], np.dtype[Any], int]:
+def parse_npy(
+    data: bytes, *, file: str | Path | None = None, field: str | None = None
+) -> np.ndarray:
+    """As :func:`map_npy`, from the bytes of a ``.npy`` file that arrived inside another file."""
+    shape, dtype, offset = _npy_header(io.BytesIO(data), file, len(data), field)
+    return np.frombuffer(data, dtype, offset=offset).reshape(shape)
+
+
+def _npy_header(
+    stream: IO[bytes], file: str | Path | None, size: int, field: str | None = None
+) -> tuple[tuple[int, ...], np.dtype[Any], int]:
+    """Shape, type and offset of the elements, once the size is what they need."""
+
     def refuse(problem: str, found: object = None) -> InputError:
         return InputError(
             problem,
-            file=path,
-            field="npy header",
+            file=file,
+            field=field or "npy header",
             found=found,
             allowed="a C-ordered array of integers or floats",
             fix="save it with numpy.save(file, numpy.ascontiguousarray(array))",
         )
 
-    with path.open("rb") as stream:
-        start = stream.read(12)
-        if start[:6] != b"\x93NUMPY" or len(start) < 12:
-            raise refuse("not a .npy file", start[:8])
-        if start[6] == 1:
-            length, prefix = struct.unpack("<H", start[8:10])[0], 10
-        elif start[6] in (2, 3):
-            length, prefix = struct.unpack("<I", start[8:12])[0], 12
-        else:
-            raise refuse("unknown .npy version", start[6])
-        if length > MAX_NPY_HEADER_BYTES:
-            raise refuse("the header is too long", f"{length} bytes")
-        stream.seek(prefix)
-        raw = stream.read(length)
+    start = stream.read(12)
+    if start[:6] != b"\x93NUMPY" or len(start) < 12:
+        raise refuse("not a .npy file", start[:8])
+    if start[6] == 1:
+        length, prefix = struct.unpack("<H", start[8:10])[0], 10
+    elif start[6] in (2, 3):
+        length, prefix = struct.unpack("<I", start[8:12])[0], 12
+    else:
+        raise refuse("unknown .npy version", start[6])
+    if length > MAX_NPY_HEADER_BYTES:
+        raise refuse("the header is too long", f"{length} bytes")
+    stream.seek(prefix)
+    raw = stream.read(length)
     try:
         header = ast.literal_eval(raw.decode("latin-1").strip())
         shape = tuple(header["shape"])
         descr, fortran = header["descr"], header["fortran_order"]
     except (ValueError, SyntaxError, KeyError, TypeError, MemoryError, RecursionError) as error:
         raise refuse("the header cannot be read", raw[:60]) from error
-    try:
-        dtype = np.dtype(descr) if isinstance(descr, str) else None
-    except TypeError:
-        dtype = None
-    if dtype is None or dtype.kind not in "biuf" or dtype.itemsize == 0:
+    dtype = _npy_dtype(descr)
+    if dtype is None:
         raise refuse("the elements are not plain numbers", descr)
     if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in shape):
         raise refuse("the shape is not a tuple of sizes", shape)
-    if math.prod(shape) > 2**62:
+    # An empty array may still state sizes that numpy cannot hold.
+    if len(shape) > 32 or math.prod(max(n, 1) for n in shape) * dtype.itemsize > 2**62:
         raise refuse("the shape is too large", shape)
     if fortran and len(shape) > 1:
         raise refuse("the array is in Fortran order", shape)
+    expected = prefix + length + math.prod(shape) * dtype.itemsize
+    if size != expected:
+        kind = "cut short" if size < expected else "longer than its header says"
+        raise InputError(
+            f"the file is {kind}",
+            file=file,
+            field=field or "shape",
+            found=f"{size} bytes for shape {shape} of {dtype}",
+            allowed=f"{expected} bytes",
+            fix="copy or export the file again",
+        )
     return shape, dtype, prefix + length
+
+
+def _npy_dtype(descr: object) -> np.dtype[Any] | None:
+    """The type that a header names; None unless it is a plain integer, float or boolean."""
+    try:
+        dtype = np.dtype(descr) if isinstance(descr, str) else None
+    except (TypeError, ValueError, SyntaxError):
+        return None
+    return dtype if dtype is not None and dtype.kind in "biuf" and dtype.itemsize else None
 
 
 def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:

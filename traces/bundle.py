@@ -106,9 +106,10 @@ class Trace:
         if self.path is None or not (file := self.path / "requests.parquet").is_file():
             return None
         parquet = require("pyarrow.parquet", "parquet", "reading requests.parquet")
+        arrow_error = require("pyarrow", "parquet", "reading requests.parquet").ArrowException
         try:
             frame: pd.DataFrame = parquet.read_table(file).to_pandas()
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, MemoryError, arrow_error) as error:
             raise InputError("not a usable parquet file", file=file, found=str(error)) from error
         if len(frame) != self.manifest.tokens:
             raise InputError(
