@@ -6,16 +6,16 @@ import json
 import shlex
 from pathlib import Path
 
-import engine_readers
 import numpy as np
 import pytest
-from engine_readers import ReaderError
 from hypothesis import HealthCheck, given, settings
-from placements import DEEPSEEK_V3, Shape, cases, free_placement, random_placement
 
 from moesim.errors import UsageError
 from moesim.placement import Placement
 from moesim.planners.exports import EXPORTERS, export, read_export
+from tests.exports import engine_readers
+from tests.exports.engine_readers import ReaderError
+from tests.exports.placements import DEEPSEEK_V3, Shape, cases, free_placement, random_placement
 
 QUICK = settings(
     deadline=None,

@@ -8,11 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from placements import DEEPSEEK_V3, SMALL, SMALL_PLACEMENT, Shape, free_placement, random_placement
 
 from moesim.errors import InputError, UsageError
 from moesim.placement import Placement
 from moesim.planners.exports import EXPORTERS, export, find_exporter, read_export
+from tests.exports.placements import (
+    DEEPSEEK_V3,
+    SMALL,
+    SMALL_PLACEMENT,
+    Shape,
+    free_placement,
+    random_placement,
+)
 
 GOLDEN = Path(__file__).parent / "golden"
 EQUAL_SLOTS = ("sglang", "vllm", "vllm-ascend", "tensorrt-llm")
