@@ -44,10 +44,13 @@ class Placement:
     moe_layers: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        table = np.ascontiguousarray(self.physical_to_logical, dtype=np.int32)
+        given = np.asarray(self.physical_to_logical)
+        _check(given, self.devices, self.experts, self.moe_layers)
+        # Narrowed after the check: a cast would wrap an id that is out of range into one that is
+        # not. A copy of its own, so that the caller's array stays writable.
+        table = np.array(given, np.int32, order="C")
         table.setflags(write=False)
         object.__setattr__(self, "physical_to_logical", table)
-        _check(table, self.devices, self.experts, self.moe_layers)
 
     @property
     def layers(self) -> int:
@@ -102,6 +105,10 @@ def _check(table: np.ndarray, devices: int, experts: int, moe_layers: tuple[int,
     if table.ndim != 2 or 0 in table.shape:
         raise InputError(
             "a non-empty [layers, slots] table is needed", field=field, found=f"shape {table.shape}"
+        )
+    if table.dtype.kind not in "iu":
+        raise InputError(
+            "expert ids must be integers of at most 64 bits", field=field, found=str(table.dtype)
         )
     layers, slots = table.shape
     if len(moe_layers) != layers:

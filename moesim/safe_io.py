@@ -142,6 +142,8 @@ def parse_json(text: str, *, file: str | Path | None = None, non_finite: bool = 
             found=error.msg,
             fix="check the file at that line",
         ) from error
+    except InputError:
+        raise  # a ValueError too, and already says what is wrong
     except (RecursionError, ValueError) as error:
         raise InputError(
             "not usable JSON: nested too deep or a number too long", file=file
