@@ -107,7 +107,7 @@ def device_load(outcome: PlanOutcome) -> tuple[Picture, ...]:
         name, worst = clean(score.name), ratio(float(load.max()))
         return Picture(
             render(f"device-load-{score.name}", _TOP_PX + height + _BELOW_PX, draw),
-            name,
+            f"Device load, {name}",
             f"fullest {worst} the mean",
             f"Heat map of the load of {load.shape[1]} devices in {load.shape[0]} layers under "
             f"{name}; the fullest device has {worst} the mean of its layer.",

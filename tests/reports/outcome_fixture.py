@@ -16,6 +16,11 @@ from moesim.placement import Placement
 from moesim.schema import Evidence
 from moesim.step import StepCost
 
+HOSTILE = (
+    "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>|`*[a](javascript:x)\x1b[31m[red]"
+)
+"""Means something to HTML, Markdown, a terminal and rich all at once."""
+
 
 @dataclass(frozen=True)
 class PlannerScore:
