@@ -224,7 +224,7 @@ def _ticks(axis: object, labels: Sequence[int], most: int) -> None:
 
 def _node_lines(axes: Axes, node_of_device: np.ndarray, *, across: bool) -> None:
     edges = np.flatnonzero(np.diff(node_of_device)) + 0.5
-    width = 2.5 if len(edges) < 8 else 1.0
+    width = 2.5 if len(edges) < 8 else 0.7
     for edge in edges:
         axes.axvline(edge, color=COLOURS["card"], linewidth=width)
         if across:

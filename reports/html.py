@@ -6,7 +6,6 @@ loading by its own content security policy, should an escape ever be missing.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from moesim.reports import figures
 from moesim.reports.plan_report import Fact, PlannerRow, PlanReport, Table, build_report
+from moesim.reports.text import keep_units
 
 if TYPE_CHECKING:
     from moesim.planners.plan import PlanOutcome
@@ -79,7 +79,7 @@ def _sections(report: PlanReport, outcome: PlanOutcome) -> Iterable[str]:
 
 def _prose(text: str) -> str:
     """Escaped, with numbers kept on one line with their units."""
-    return re.sub(r"(?<=\d) (?=(?:%|×|[pnµm]?s\b|[kMGTP]?B\b))", "&nbsp;", escape(text))
+    return escape(keep_units(text))
 
 
 def _section(title: str, text: str, *parts: str) -> str:

@@ -22,10 +22,7 @@ def headline(outcome: PlanOutcome) -> str:
     chosen, gain = clean(outcome.scores[outcome.chosen].name), speedup(outcome, outcome.chosen)
     baseline = clean(outcome.scores[outcome.baseline].name)
     if outcome.chosen == outcome.baseline:
-        if len(outcome.scores) == 1:
-            step_s = outcome.scores[outcome.chosen].cost.step_s
-            return f"{chosen} placement takes {format_seconds(step_s)} per step"
-        return f"No planner beats {baseline} placement here"
+        return _headline_of_baseline(outcome, chosen)
     if gain > 1 + EVEN:
         text = f"{chosen} runs the expert layers {ratio(gain)} as fast as {baseline} placement"
         unseen = holdout_speedup(outcome, outcome.chosen)
@@ -36,17 +33,30 @@ def headline(outcome: PlanOutcome) -> str:
     return f"{chosen} is as fast as {baseline} placement, within {share(EVEN)}"
 
 
+def _headline_of_baseline(outcome: PlanOutcome, baseline: str) -> str:
+    best = min(outcome.scores, key=lambda key: outcome.scores[key].cost.step_s)
+    gain = speedup(outcome, best)
+    step = format_seconds(outcome.scores[outcome.baseline].cost.step_s)
+    if len(outcome.scores) == 1:
+        return f"{baseline} placement takes {step} per step"
+    if gain > 1 + EVEN:
+        name = clean(outcome.scores[best].name)
+        return f"{baseline} placement takes {step} per step; {name} is {ratio(gain)} as fast"
+    return f"No planner beats {baseline} placement here"
+
+
 def planned(outcome: PlanOutcome) -> str:
     """What was planned, for which model and cluster."""
     cluster, placement = outcome.cluster, outcome.scores[outcome.chosen].placement
     layers = len(outcome.moe_layers)
     nodes = "one node" if cluster.nodes == 1 else f"{cluster.nodes} nodes"
-    redundant = "no replicas" if not outcome.redundant else f"{outcome.redundant} replicas"
+    slots = _some(placement.slots_per_device, "expert slot")
+    replicas = _some(outcome.redundant, "replica")
     return clean(
         f"{outcome.model.name}: {layers} MoE layers with {outcome.experts} experts, "
         f"top-{outcome.top_k}, on {cluster.name}, which is {cluster.devices} × "
-        f"{cluster.device.name} in {nodes}; {placement.slots_per_device} expert slots per device "
-        f"and layer, {redundant}."
+        f"{cluster.device.name} in {nodes}; {slots} per device and layer, "
+        f"{replicas} per layer."
     )
 
 
@@ -96,3 +106,7 @@ def bound(outcome: PlanOutcome) -> str:
         f"No placement with these slots takes less than {limit} per step. {name} is "
         f"{excess(best.gap)} above that bound; whether the bound can be reached is open."
     )
+
+
+def _some(number: int, noun: str) -> str:
+    return f"{number or 'no'} {noun}{'' if number == 1 else 's'}"

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
 
 from moesim.units import format_seconds
 
-__all__ = ["NOTHING", "clean", "count", "duration", "excess", "percent", "ratio", "share"]
+__all__ = [
+    "NOTHING",
+    "clean",
+    "count",
+    "duration",
+    "excess",
+    "keep_units",
+    "percent",
+    "ratio",
+    "share",
+]
 
 NOTHING = "–"
 """Stands where there is no number."""
@@ -23,6 +34,11 @@ def clean(text: object) -> str:
     """
     flat = " ".join(str(text).split())
     return "".join("\ufffd" if unicodedata.category(c) in _INVISIBLE else c for c in flat)
+
+
+def keep_units(text: str) -> str:
+    """The text with numbers and their units held together by no-break spaces."""
+    return re.sub(r"(?<=\d) (?=(?:[%×]|[pnµm]?s\b|[kMGTP]?B\b))", "\u00a0", text)
 
 
 def percent(fraction: float | None) -> str:

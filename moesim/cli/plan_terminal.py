@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from rich.text import Text
 
 from moesim.reports.arithmetic import before_after, layer_time_s
 from moesim.reports.plan_report import PlannerRow, build_report
-from moesim.reports.text import NOTHING, clean, duration, excess, percent, ratio
+from moesim.reports.text import NOTHING, clean, duration, excess, keep_units, percent, ratio
 from moesim.units import format_seconds
 
 if TYPE_CHECKING:
@@ -44,13 +45,13 @@ def terminal_summary(outcome: PlanOutcome, console: Console, *, layers: int = 4)
     """
     report = build_report(outcome)
     words = _Words(console)
-    console.print(words(report.headline, "bold"))
+    console.print(words.paragraph(report.headline, "bold"))
     for sentence in report.lead:
-        console.print(words(sentence))
+        console.print(words.paragraph(sentence))
     for note in report.notes:
-        console.print(words(f"{note.label} {note.value}: {note.detail}", _QUIET))
+        console.print(words.paragraph(f"{note.label} {note.value}: {note.detail}", _QUIET))
     console.print(_planners(report.planners, words, console.width))
-    console.print(words(report.bound))
+    console.print(words.paragraph(report.bound))
     console.print()
     console.print(_slowest_layers(outcome, words, console.width, layers))
     if report.files.rows:
@@ -65,6 +66,7 @@ class _Words:
     """Text as a console can show it: no markup, and ASCII where there is no Unicode."""
 
     def __init__(self, console: Console) -> None:
+        self.width = console.width
         self.encoding = console.encoding
         self.plain = not console.encoding.lower().startswith("utf")
 
@@ -72,6 +74,11 @@ class _Words:
         if self.plain:
             text = text.translate(_PLAIN).encode(self.encoding, "replace").decode(self.encoding)
         return Text(text, style)
+
+    def paragraph(self, text: str, style: str = "") -> Text:
+        """Wrapped here, since rich would part numbers from their units."""
+        lines = textwrap.wrap(keep_units(text), self.width)
+        return self("\n".join(lines).replace("\u00a0", " "), style)
 
 
 def _planners(rows: Sequence[PlannerRow], words: _Words, width: int) -> Table:

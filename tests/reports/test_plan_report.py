@@ -8,7 +8,7 @@ import pytest
 from outcome_fixture import Bound, make_outcome
 
 from moesim.reports.plan_report import build_report
-from moesim.reports.text import clean, count, duration, excess, percent, ratio, share
+from moesim.reports.text import clean, count, duration, excess, keep_units, percent, ratio, share
 from moesim.units import format_seconds, format_si
 
 _UNIT = {"s": 1.0, "ms": 1e-3, "µs": 1e-6, "ns": 1e-9, "%": 0.01}
@@ -81,12 +81,24 @@ def test_headline_does_not_boast(small, planned, unseen, words):
     assert words in build_report(outcome).headline
 
 
-def test_headline_when_nothing_is_gained(small, odd):
+def test_headline_when_the_baseline_is_chosen(small, odd):
     assert build_report(odd["baseline chosen"]).headline == (
-        "No planner beats contiguous placement here"
+        "contiguous placement takes 1.73 ms per step; lpt-swap is 1.37× as fast"
     )
-    alone = replace(small, chosen="contiguous", scores={"contiguous": small.scores["contiguous"]})
-    assert "takes 1.73 ms per step" in build_report(alone).headline
+    few = {key: small.scores[key] for key in ("contiguous", "round-robin")}
+    assert few["round-robin"].cost.step_s > few["contiguous"].cost.step_s
+    worse = replace(small, chosen="contiguous", scores=few)
+    assert build_report(worse).headline == "No planner beats contiguous placement here"
+    alone = replace(worse, scores={"contiguous": few["contiguous"]})
+    assert build_report(alone).headline == "contiguous placement takes 1.73 ms per step"
+
+
+def test_singular_and_plural(small):
+    assert (
+        "2 expert slots per device and layer, no replicas per layer" in build_report(small).lead[0]
+    )
+    one = make_outcome(experts=16, redundant=1)
+    assert "1 expert slot per device and layer, 1 replica per layer" in build_report(one).lead[0]
 
 
 def test_bound_is_called_proven_only_if_it_is(small):
@@ -163,6 +175,13 @@ def test_text_from_outside_is_one_line_without_controls():
     assert clean("\x1b[31mred\x07") == "\ufffd[31mred\ufffd"
     assert clean("gpj\u202e.exe") == "gpj\ufffd.exe"
     assert clean("größe µs ×") == "größe µs ×"
+
+
+def test_numbers_stay_with_their_units():
+    kept = keep_units("takes 1.5 ms, 3.1 % above, 8 GB in 2 nodes on 16 × gpu, 3 steps")
+    assert kept.replace("\u00a0", "_") == (
+        "takes 1.5_ms, 3.1_% above, 8_GB in 2 nodes on 16_× gpu, 3 steps"
+    )
 
 
 def test_numbers_as_text():

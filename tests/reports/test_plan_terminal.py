@@ -23,6 +23,11 @@ def test_no_line_is_wider_than_the_console(small, large, odd, width):
         assert max(len(line.rstrip()) for line in lines) <= width
 
 
+@pytest.mark.parametrize("width", range(80, 100))
+def test_no_line_starts_with_a_unit(small, width):
+    assert not re.search(r"^(%|ms|×) ", _show(small, width), re.MULTILINE)
+
+
 @pytest.mark.parametrize("width", [80, 120])
 def test_each_planner_has_one_line_with_its_numbers(large, width):
     lines = _show(large, width).splitlines()
