@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from moesim.planners.plan import PlannerScore, PlanOutcome
+    from moesim.planners.outcome import PlannerScore, PlanOutcome
     from moesim.step import StepCost
 
 __all__ = [
     "before_after",
+    "device_load",
     "gap_to_bound",
     "holdout_speedup",
     "layer_time_s",
@@ -59,6 +60,11 @@ def relative_load(load: np.ndarray) -> np.ndarray:
     mean = load.mean(axis=1, keepdims=True)
     relative: np.ndarray = np.divide(load, mean, out=np.ones_like(load), where=mean > 0)
     return relative
+
+
+def device_load(outcome: PlanOutcome, cost: StepCost) -> np.ndarray:
+    """[L, G] token assignments over the device's speed, relative to the mean of the layer."""
+    return relative_load(cost.device_tokens / outcome.cluster.speed_factors)
 
 
 def quotient(value: float, by: float) -> float:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moesim.reports import arithmetic
 from moesim.reports.arithmetic import before_after, layer_time_s, relative_load
 from moesim.reports.svg import COLOURS, WIDTH_PX, panel, render
 from moesim.reports.text import clean, ratio
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.colors import Colormap, Normalize
     from matplotlib.figure import Figure
 
-    from moesim.planners.plan import PlannerScore, PlanOutcome
+    from moesim.planners.outcome import PlannerScore, PlanOutcome
 
 __all__ = ["Picture", "device_load", "expert_load", "layer_time", "traffic"]
 
@@ -85,7 +86,7 @@ def expert_load(outcome: PlanOutcome) -> Picture:
 
 def device_load(outcome: PlanOutcome) -> tuple[Picture, ...]:
     """Load of every device over the mean of its layer, before and after."""
-    loads = [relative_load(score.cost.device_tokens) for score in before_after(outcome)]
+    loads = [arithmetic.device_load(outcome, score.cost) for score in before_after(outcome)]
     top = max(max(float(load.max()) for load in loads), 1.01)
     height = _rows_px(loads[0].shape[0])
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 from moesim.reports import figures
 from moesim.reports.plan_report import Fact, PlannerRow, PlanReport, Table, build_report
-from moesim.reports.text import keep_units
+from moesim.reports.text import clean, keep_units
 
 if TYPE_CHECKING:
-    from moesim.planners.plan import PlanOutcome
+    from moesim.planners.outcome import PlanOutcome
 
 __all__ = ["render_html"]
 
@@ -58,9 +58,7 @@ def _sections(report: PlanReport, outcome: PlanOutcome) -> Iterable[str]:
         else "Bytes per step, all layers, both ways.",
         _figures(figures.traffic(outcome)),
     )
-    yield _section(
-        "Time per layer", "", _figures(figures.layer_time(outcome)), _legend(report, outcome)
-    )
+    yield _section("Time per layer", "", _figures(figures.layer_time(outcome)), _legend(outcome))
     yield _section(
         "What bounds the step",
         "Shares are of the expert layers' time; the busiest link has the longest bytes ÷ "
@@ -94,7 +92,7 @@ def _card(content: str) -> str:
 
 def _facts(facts: Sequence[Fact], kind: str) -> str:
     def item(fact: Fact) -> str:
-        detail = f'<dd class="detail">{escape(fact.detail)}</dd>' if fact.detail else ""
+        detail = f'<dd class="detail">{_prose(fact.detail)}</dd>' if fact.detail else ""
         return (
             f"<div><dt>{escape(fact.label)}</dt>"
             f'<dd class="value">{escape(fact.value)}</dd>{detail}</div>'
@@ -105,7 +103,7 @@ def _facts(facts: Sequence[Fact], kind: str) -> str:
 
 def _notes(notes: Sequence[Fact]) -> str:
     items = "".join(
-        f"<p><strong>{escape(note.label)}: {escape(note.value)}.</strong> {escape(note.detail)}</p>"
+        f"<p><strong>{escape(note.label)}: {escape(note.value)}.</strong> {_prose(note.detail)}</p>"
         for note in notes
     )
     return f'<div class="notes">{items}</div>'
@@ -123,9 +121,10 @@ def _figures(pictures: Sequence[figures.Picture]) -> str:
     return f'<div class="pair">{"".join(map(_figure, pictures))}</div>'
 
 
-def _legend(report: PlanReport, outcome: PlanOutcome) -> str:
+def _legend(outcome: PlanOutcome) -> str:
+    where = "next experts’" if outcome.comm == "chain" else "experts’"
     parts = {
-        "dispatch": "tokens to the experts’ devices",
+        "dispatch": f"tokens to the {where} devices",
         "experts": "the slowest device",
         "combine": "results back",
     }
@@ -134,7 +133,7 @@ def _legend(report: PlanReport, outcome: PlanOutcome) -> str:
         for part, text in parts.items()
     ]
     if outcome.chosen != outcome.baseline:
-        baseline = escape(report.limits.columns[1])
+        baseline = escape(clean(outcome.scores[outcome.baseline].name))
         items.append(f'<li><i class="line"></i>{baseline}, for comparison</li>')
     return f'<ul class="legend">{"".join(items)}</ul>'
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moesim.reports.arithmetic import before_after, layer_time_s, relative_load
+from moesim.reports.arithmetic import before_after, device_load, layer_time_s
 from moesim.reports.plan_report import Fact, PlanReport, Table, build_report
 from moesim.reports.text import clean, ratio
 from moesim.units import format_seconds
 
 if TYPE_CHECKING:
-    from moesim.planners.plan import PlanOutcome
+    from moesim.planners.outcome import PlanOutcome
 
 __all__ = ["render_markdown"]
 
@@ -118,7 +118,7 @@ def _table(table: Table, *, code: bool = False) -> str:
 def _devices(outcome: PlanOutcome) -> Table:
     rows = []
     for score in before_after(outcome):
-        load = relative_load(score.cost.device_tokens)
+        load = device_load(outcome, score.cost)
         worst = load.max(axis=1)
         rows.append(
             (

@@ -1,13 +1,14 @@
 """What a report of a plan says, before any face is put on it.
 
 The terminal, Markdown and HTML show the same sentences and tables: they are made once, here, from
-a :class:`~moesim.planners.plan.PlanOutcome`. All text is cleaned of control characters and still
+a :class:`~moesim.planners.outcome.PlanOutcome`. All text is cleaned of control characters and still
 unescaped: each face escapes in its own way.
 """
 
 from __future__ import annotations
 
 import math
+import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ import numpy as np
 from moesim.reports import sentences
 from moesim.reports.arithmetic import (
     before_after,
+    device_load,
     gap_to_bound,
     holdout_speedup,
     layer_time_s,
@@ -23,11 +25,21 @@ from moesim.reports.arithmetic import (
     relative_load,
     speedup,
 )
-from moesim.reports.text import NOTHING, clean, count, duration, excess, percent, ratio, share
+from moesim.reports.text import (
+    NOTHING,
+    clean,
+    count,
+    duration,
+    excess,
+    percent,
+    ratio,
+    sentence,
+    share,
+)
 from moesim.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
-    from moesim.planners.plan import PlannerScore, PlanOutcome
+    from moesim.planners.outcome import PlannerScore, PlanOutcome
     from moesim.step import StepCost
 
 __all__ = [
@@ -180,7 +192,7 @@ def build_report(outcome: PlanOutcome) -> PlanReport:
             tuple((clean(kind), clean(path)) for kind, path in outcome.files.items()),
             numeric=False,
         ),
-        launch=tuple((clean(k), clean(" ".join(v))) for k, v in outcome.launch.items()),
+        launch=tuple((clean(k), clean(shlex.join(v))) for k, v in outcome.launch.items()),
         method=_method(outcome),
         inputs=_inputs(outcome),
         command=clean(outcome.command),
@@ -221,15 +233,17 @@ def _facts(outcome: PlanOutcome, chosen: PlannerRow, baseline: PlannerScore) -> 
             format_seconds(chosen.step_s),
             f"{name}: {format_seconds(baseline.cost.step_s)}",
         ),
-        Fact("balance, even is 1", f"{chosen.balance:.2f}", f"{name}: {baseline.cost.balance:.2f}"),
+        Fact(
+            "balance (1 is even)", f"{chosen.balance:.2f}", f"{name}: {baseline.cost.balance:.2f}"
+        ),
         Fact("above lower bound", excess(chosen.gap), gap),
     )
 
 
 def _notes(outcome: PlanOutcome) -> tuple[Fact, ...]:
-    notes = [Fact("Trace", clean(outcome.trace_name), clean(outcome.trace_note))]
+    notes = [Fact("Trace", clean(outcome.trace_name), sentence(clean(outcome.trace_note)))]
     if outcome.model.note:
-        notes.append(Fact("Model", clean(outcome.model.name), clean(outcome.model.note)))
+        notes.append(Fact("Model", clean(outcome.model.name), sentence(clean(outcome.model.note))))
     return tuple(notes)
 
 
@@ -277,7 +291,7 @@ def _limits(outcome: PlanOutcome) -> Table:
         ),
         (
             "fullest device ÷ layer mean",
-            *(ratio(float(relative_load(c.device_tokens).max())) for c in costs),
+            *(ratio(float(device_load(outcome, c).max())) for c in costs),
         ),
         ("bytes between nodes", *(format_bytes(c.internode_bytes, pad=True) for c in costs)),
         ("busiest link", *(name for name, _, _ in links)),
@@ -330,8 +344,8 @@ def _method(outcome: PlanOutcome) -> tuple[Fact, ...]:
             "the layers, averaged over batches drawn from the trace. Attention and all else "
             "outside the expert layers is not in it.",
         ),
-        Fact("Evidence", evidence, _sentence(_EVIDENCE.get(evidence, ""))),
-        Fact("Communication", clean(outcome.comm), _sentence(_COMM.get(outcome.comm, ""))),
+        Fact("Evidence", evidence, sentence(_EVIDENCE.get(evidence, ""))),
+        Fact("Communication", clean(outcome.comm), sentence(_COMM.get(outcome.comm, ""))),
         Fact("Phase", clean(outcome.phase), f"{count(outcome.tokens_per_device)} tokens/device."),
         Fact(
             "Trace",
@@ -341,8 +355,9 @@ def _method(outcome: PlanOutcome) -> tuple[Fact, ...]:
         Fact(
             "Balance",
             "mean ÷ max device load",
-            "Per layer and batch, then averaged; 1 is even. The heat maps show loads averaged "
-            "over batches first, which hides fluctuation.",
+            "Load is token assignments over the device's speed factor. Per layer and batch, then "
+            "averaged; 1 is even. The heat maps show loads averaged over batches first, which "
+            "hides fluctuation.",
         ),
         Fact(
             "Link time",
@@ -351,10 +366,6 @@ def _method(outcome: PlanOutcome) -> tuple[Fact, ...]:
         ),
         Fact("Seed", str(outcome.seed), ""),
     )
-
-
-def _sentence(clause: str) -> str:
-    return f"{clause[0].upper()}{clause[1:]}." if clause else ""
 
 
 def _inputs(outcome: PlanOutcome) -> Table:

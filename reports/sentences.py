@@ -9,7 +9,7 @@ from moesim.reports.text import clean, count, excess, ratio, share
 from moesim.units import format_seconds
 
 if TYPE_CHECKING:
-    from moesim.planners.plan import PlanOutcome
+    from moesim.planners.outcome import PlanOutcome
 
 __all__ = ["bound", "headline", "holdout", "planned", "time"]
 

@@ -17,6 +17,7 @@ __all__ = [
     "keep_units",
     "percent",
     "ratio",
+    "sentence",
     "share",
 ]
 
@@ -32,8 +33,17 @@ def clean(text: object) -> str:
     Names come from files that others wrote: escape sequences must not reach a terminal, and
     characters that turn the direction of writing must not disguise a path.
     """
-    flat = " ".join(str(text).split())
-    return "".join("\ufffd" if unicodedata.category(c) in _INVISIBLE else c for c in flat)
+    return "".join(
+        " " if c.isspace() else "\ufffd" if unicodedata.category(c) in _INVISIBLE else c
+        for c in str(text).strip()
+    )
+
+
+def sentence(text: str) -> str:
+    """A clause with a capital and a full stop."""
+    text = text.strip()
+    end = "" if text.endswith((".", "!", "?")) else "."
+    return f"{text[0].upper()}{text[1:]}{end}" if text else ""
 
 
 def keep_units(text: str) -> str:

@@ -10,7 +10,7 @@ from moesim.reports.markdown import render_markdown
 from moesim.safe_io import write_atomic
 
 if TYPE_CHECKING:
-    from moesim.planners.plan import PlanOutcome
+    from moesim.planners.outcome import PlanOutcome
 
 __all__ = ["write_report"]
 

@@ -19,7 +19,7 @@ from moesim.units import format_seconds
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from moesim.planners.plan import PlanOutcome
+    from moesim.planners.outcome import PlanOutcome
 
 __all__ = ["terminal_summary"]
 

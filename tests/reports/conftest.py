@@ -2,7 +2,8 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from outcome_fixture import HOSTILE, make_large, make_outcome
+
+from tests.reports.outcome_fixture import HOSTILE, make_large, make_outcome
 
 
 @pytest.fixture(scope="session")

@@ -1,13 +1,13 @@
 """Made-up plan outcomes with the fields that reports read.
 
 The numbers are synthetic but hang together: device loads follow from the placements and loads,
-traffic from device loads, times from both. Classes stand in for those of ``planners/plan.py``,
-``model.py`` and ``hardware.py``; a test compares their fields with the real ones.
+traffic from device loads, times from both. Classes stand in for those of ``planners/outcome.py``,
+``model.py`` and ``cluster.py``; a test compares their fields with the real ones.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from types import SimpleNamespace
 
 import numpy as np
@@ -91,6 +91,7 @@ def _cluster(devices: int, nodes: int) -> SimpleNamespace:
         nodes=nodes,
         node_of_device=np.repeat(np.arange(nodes, dtype=np.int32), per_node),
         links=tuple(links),
+        speed_factors=np.ones(devices),
     )
 
 
@@ -133,7 +134,7 @@ def _cost(loads: np.ndarray, placement: Placement, cluster: SimpleNamespace, tok
     dispatch = 9e-6 + worst * 14e-9
     combine = 11e-6 + worst * 27e-9
     up, out = np.where(other_node, 0, traffic).sum(axis=1), (traffic * other_node).sum(axis=1)
-    return StepCost(
+    values = dict(
         step_s=float((compute + dispatch + combine).sum()),
         layer_compute_s=compute,
         layer_dispatch_s=dispatch,
@@ -143,6 +144,7 @@ def _cost(loads: np.ndarray, placement: Placement, cluster: SimpleNamespace, tok
         device_tokens=device_tokens,
         traffic_bytes=traffic,
         link_bytes=np.concatenate([up, out]),
+        tail_pair_s=float(dispatch.sum() + combine.sum()),
         balance=float((device_tokens.mean(axis=1) / worst).mean()),
         remote_fraction=1 - 1 / devices,
         internode_fraction=float(other_node.mean()),
@@ -150,6 +152,7 @@ def _cost(loads: np.ndarray, placement: Placement, cluster: SimpleNamespace, tok
         comm="home-rank",
         evidence=Evidence.SPEC,
     )  # fmt: skip
+    return StepCost(**{field.name: values[field.name] for field in fields(StepCost)})
 
 
 def make_outcome(

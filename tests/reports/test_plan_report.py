@@ -1,15 +1,17 @@
 """What a report says equals what the outcome holds."""
 
+import shlex
 from dataclasses import fields, replace
+from types import SimpleNamespace
 
 import numpy as np
-import outcome_fixture
 import pytest
-from outcome_fixture import Bound, make_outcome
 
 from moesim.reports.plan_report import build_report
 from moesim.reports.text import clean, count, duration, excess, keep_units, percent, ratio, share
 from moesim.units import format_seconds, format_si
+from tests.reports import outcome_fixture
+from tests.reports.outcome_fixture import Bound, make_outcome
 
 _UNIT = {"s": 1.0, "ms": 1e-3, "µs": 1e-6, "ns": 1e-9, "%": 0.01}
 
@@ -128,6 +130,28 @@ def test_notes_carry_what_trace_and_model_say(small, large):
     assert len(build_report(large).notes) == 1
 
 
+def test_notes_become_sentences(small):
+    terse = replace(small, trace_note="counts only; layers are independent")
+    assert build_report(terse).notes[0].detail == "Counts only; layers are independent."
+
+
+def test_launch_words_are_quoted_for_a_shell(small):
+    words = ["--map", "a folder/plan.json", "--config", '{"a": 1}']
+    ((engine, line),) = build_report(replace(small, launch={"vllm": words})).launch
+    assert (engine, shlex.split(line)) == ("vllm", words)
+
+
+def test_a_fast_device_that_carries_more_is_not_overloaded(small):
+    tokens = np.tile([2.0, 1.0] * 8, (8, 1))
+    cluster = SimpleNamespace(**vars(small.cluster))
+    cluster.speed_factors = np.array([2.0, 1.0] * 8)
+    cost = replace(small.scores["lpt-swap"].cost, device_tokens=tokens)
+    score = replace(small.scores["lpt-swap"], cost=cost)
+    mixed = replace(small, cluster=cluster, scores=small.scores | {"lpt-swap": score})
+    rows = {row[0]: row[1:] for row in build_report(mixed).limits.rows}
+    assert rows["fullest device ÷ layer mean"][1] == "1.00×"
+
+
 def test_limits_sum_to_the_step_and_name_the_busiest_link(small):
     rows = {row[0]: row[1:] for row in build_report(small).limits.rows}
     for column, key in enumerate(("contiguous", "lpt-swap")):
@@ -171,7 +195,7 @@ def test_expert_load_facts(small):
 
 
 def test_text_from_outside_is_one_line_without_controls():
-    assert clean("a\nb\t c") == "a b c"
+    assert clean("a\nb\t c") == "a b  c"
     assert clean("\x1b[31mred\x07") == "\ufffd[31mred\ufffd"
     assert clean("gpj\u202e.exe") == "gpj\ufffd.exe"
     assert clean("größe µs ×") == "größe µs ×"
@@ -202,7 +226,7 @@ def test_numbers_as_text():
 
 @pytest.mark.parametrize("name", ["PlannerScore", "Bound", "PlanOutcome"])
 def test_stand_ins_have_the_fields_of_the_real_classes(name):
-    plan = pytest.importorskip("moesim.planners.plan")
+    plan = pytest.importorskip("moesim.planners.outcome")
     real = {field.name for field in fields(getattr(plan, name))}
     stand_in = {field.name for field in fields(getattr(outcome_fixture, name))}
     assert stand_in <= real

@@ -122,7 +122,7 @@ def test_matplotlib_comes_late_and_pyplot_never():
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "import moesim.reports, moesim.cli.plan_terminal\n"
         "assert 'matplotlib' not in sys.modules\n"
-        "from outcome_fixture import make_outcome\n"
+        "from tests.reports.outcome_fixture import make_outcome\n"
         "o = make_outcome(); moesim.reports.render_markdown(o)\n"
         "assert 'matplotlib' not in sys.modules\n"
         "moesim.reports.render_html(o)\n"
@@ -130,7 +130,7 @@ def test_matplotlib_comes_late_and_pyplot_never():
         "assert not {'torch', 'pandas', 'pulp'} & set(sys.modules)"
     )
     run = subprocess.run(
-        [sys.executable, "-c", code, str(Path(__file__).parent)],
+        [sys.executable, "-c", code, str(Path(__file__).parents[2])],
         capture_output=True, text=True, env={"PYTHONPATH": ":".join(filter(None, sys.path))},
     )  # fmt: skip
     assert run.returncode == 0, run.stderr

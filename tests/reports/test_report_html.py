@@ -9,10 +9,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from outcome_fixture import HOSTILE
 
 from moesim.reports import render_html, write_report
 from moesim.reports.plan_report import build_report
+from tests.reports.outcome_fixture import HOSTILE
 
 _VOID = {"meta", "br", "img", "link", "hr", "input"}
 
@@ -122,12 +122,12 @@ def test_same_outcome_same_bytes_in_any_process(small, page, tmp_path):
     assert render_html(small) == page
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from outcome_fixture import make_outcome\n"
+        "from tests.reports.outcome_fixture import make_outcome\n"
         "from moesim.reports import render_html\n"
         "import hashlib; print(hashlib.sha256(render_html(make_outcome()).encode()).hexdigest())"
     )
     run = subprocess.run(
-        [sys.executable, "-c", code, str(Path(__file__).parent)],
+        [sys.executable, "-c", code, str(Path(__file__).parents[2])],
         capture_output=True, text=True, check=True,
         env={"PYTHONHASHSEED": "1", "PYTHONPATH": ":".join(filter(None, sys.path)),
              "HOME": str(tmp_path), "MPLCONFIGDIR": str(tmp_path),

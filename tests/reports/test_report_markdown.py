@@ -3,10 +3,9 @@
 import re
 from dataclasses import replace
 
-from outcome_fixture import make_outcome
-
 from moesim.reports import render_markdown
 from moesim.reports.plan_report import build_report
+from tests.reports.outcome_fixture import make_outcome
 
 
 def _tables(text):
