@@ -109,8 +109,15 @@ def parse_quantity(
     return value
 
 
-def format_si(value: float, unit: str, digits: int = 3) -> str:
-    """``format_si(3.35e12, "B/s")`` gives ``3.35 TB/s``."""
+def format_si(value: float, unit: str, digits: int = 3, *, pad: bool = False) -> str:
+    """``format_si(3.35e12, "B/s")`` gives ``3.35 TB/s``.
+
+    Args:
+        value: In SI.
+        unit: Without prefix.
+        digits: Significant digits.
+        pad: Keep trailing zeros (``8.40 ms``), as a column of numbers wants them.
+    """
     if value == 0 or not math.isfinite(value):
         return f"{value:g} {unit}"
     prefixes = [
@@ -128,15 +135,16 @@ def format_si(value: float, unit: str, digits: int = 3) -> str:
     for factor, prefix in prefixes:
         # Rounding first keeps 999.9996 from printing as "1e+03".
         if float(f"{abs(value) / factor:.{digits}g}") >= 1:
-            return f"{value / factor:.{digits}g} {prefix}{unit}"
+            number = f"{value / factor:{'#' if pad else ''}.{digits}g}".removesuffix(".")
+            return f"{number} {prefix}{unit}"
     return f"{value:.{digits}g} {unit}"
 
 
-def format_seconds(value_s: float, digits: int = 3) -> str:
+def format_seconds(value_s: float, digits: int = 3, *, pad: bool = False) -> str:
     """Seconds with an SI prefix: ``12.3 µs``."""
-    return format_si(value_s, "s", digits)
+    return format_si(value_s, "s", digits, pad=pad)
 
 
-def format_bytes(value_bytes: float, digits: int = 3) -> str:
+def format_bytes(value_bytes: float, digits: int = 3, *, pad: bool = False) -> str:
     """Bytes with a decimal SI prefix: ``80 GB``."""
-    return format_si(value_bytes, "B", digits)
+    return format_si(value_bytes, "B", digits, pad=pad)
