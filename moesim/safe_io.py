@@ -26,7 +26,9 @@ import yaml
 from moesim.errors import InputError
 
 __all__ = [
+    "NpyWriter",
     "map_npy",
+    "npy_writer",
     "open_text",
     "parse_json",
     "parse_npy",
@@ -401,12 +403,79 @@ def write_npy(path: str | Path, array: np.ndarray) -> Path:
     )
 
 
+class NpyWriter:
+    """Takes the elements of one ``.npy`` file block by block; made by :func:`npy_writer`."""
+
+    def __init__(
+        self, path: Path, stream: IO[bytes], shape: tuple[int, ...], dtype: np.dtype[Any]
+    ) -> None:
+        self._path = path
+        self._stream = stream
+        self._dtype = dtype
+        self._hash = hashlib.sha256()
+        self.missing = math.prod(shape)
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(
+            header,
+            {
+                "descr": np.lib.format.dtype_to_descr(self._dtype),
+                "fortran_order": False,
+                "shape": shape,
+            },
+        )
+        self._put(header.getvalue())
+
+    def _put(self, data: bytes | memoryview) -> None:
+        with _refusing(self._path):
+            self._stream.write(data)
+        self._hash.update(data)
+
+    def append(self, block: np.ndarray) -> None:
+        """The next elements in C order; their type must be the file's."""
+        if block.dtype != self._dtype or block.size > self.missing:
+            raise ValueError(f"{block.size} {block.dtype} do not fit: {self.missing} are missing")
+        self.missing -= block.size
+        self._put(memoryview(np.ascontiguousarray(block)).cast("B"))
+
+    @property
+    def sha256(self) -> str:
+        """Hex SHA-256 of what the file holds so far."""
+        return self._hash.hexdigest()
+
+
+@contextmanager
+def npy_writer(
+    path: str | Path, shape: tuple[int, ...], dtype: np.dtype[Any]
+) -> Iterator[NpyWriter]:
+    """Write a ``.npy`` file that need not fit into memory; like all others it appears whole.
+
+    Args:
+        path: The file.
+        shape: Shape of the whole array.
+        dtype: Type of its elements.
+
+    Raises:
+        InputError: If the place cannot be written to.
+    """
+    path = Path(path)
+    with _refusing(path), _replacing(path) as stream:
+        writer = NpyWriter(path, stream, shape, dtype)
+        yield writer
+        if writer.missing:
+            raise ValueError(f"{path}: {writer.missing} elements were never written")
+
+
 def _write(path: Path, fill: Callable[[IO[bytes]], object]) -> Path:
+    with _refusing(path), _replacing(path) as stream:
+        fill(stream)
+    return path
+
+
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
     try:
-        with _replacing(path) as stream:
-            fill(stream)
+        yield
     except OSError as error:
         raise InputError(
             f"cannot be written: {error.strerror}", file=path, fix="choose another --out"
         ) from error
-    return path

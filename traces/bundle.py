@@ -27,7 +27,15 @@ from moesim.schema import Document
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Trace", "TraceManifest", "open_trace", "routing_dtype", "sample_path", "write_trace"]
+__all__ = [
+    "Trace",
+    "TraceManifest",
+    "new_bundle_folder",
+    "open_trace",
+    "routing_dtype",
+    "sample_path",
+    "write_trace",
+]
 
 
 class TraceManifest(Document):
@@ -177,6 +185,24 @@ def _array(file: Path, shape: tuple[int, ...], dtype: str) -> np.ndarray:
     return array
 
 
+def new_bundle_folder(folder: str | Path) -> Path:
+    """The folder that a new bundle goes to.
+
+    Raises:
+        InputError: If it holds a bundle already, or is a file.
+    """
+    folder = Path(folder)
+    if (folder / "manifest.json").exists():
+        raise InputError(
+            "the folder holds a trace already",
+            file=folder,
+            fix="choose another --out or remove the folder",
+        )
+    if folder.exists() and not folder.is_dir():
+        raise InputError("a folder is needed", file=folder, found="a file")
+    return folder
+
+
 def write_trace(
     folder: str | Path,
     routing: np.ndarray,
@@ -207,13 +233,7 @@ def write_trace(
     Raises:
         InputError: If ids are out of range, shapes differ, or the folder holds a bundle already.
     """
-    folder = Path(folder)
-    if (folder / "manifest.json").exists():
-        raise InputError(
-            "the folder holds a trace already",
-            file=folder,
-            fix="choose another --out or remove the folder",
-        )
+    folder = new_bundle_folder(folder)
     if routing.ndim != 3 or 0 in routing.shape:
         raise InputError(
             "routing must be a non-empty [layers, tokens, top_k] array",

@@ -1,0 +1,157 @@
+"""``moesim trace synth``: write a synthetic routing trace."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from moesim.cli.console import Console, JsonOption, OutOption, QuietOption, SeedOption
+from moesim.errors import UsageError
+
+if TYPE_CHECKING:
+    from moesim.traces.synthetic_spec import GeneratorSpec
+
+__all__ = ["synth"]
+
+
+def synth(  # noqa: PLR0913 - one parameter per option
+    preset: Annotated[
+        str | None,
+        typer.Option(help="Shape and statistics of: qwen3-30b-a3b, deepseek-v3, mixtral-8x7b."),
+    ] = None,
+    out: OutOption = None,
+    layers: Annotated[int | None, typer.Option(help="MoE layers.")] = None,
+    experts: Annotated[int | None, typer.Option(help="Experts per layer.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Experts per token and layer.")] = None,
+    tokens: Annotated[int | None, typer.Option(help="Tokens; 65,536 by default.")] = None,
+    skew: Annotated[
+        float | None, typer.Option(help="Zipf exponent of expert popularity; 0 is even.")
+    ] = None,
+    affinity: Annotated[
+        float | None,
+        typer.Option(help="0 to 1: how strongly experts of neighbouring layers go together."),
+    ] = None,
+    topics: Annotated[
+        int | None, typer.Option(help="Latent topics behind the affinity; 0 for experts / top-k.")
+    ] = None,
+    domains: Annotated[int | None, typer.Option(help="Kinds of text.")] = None,
+    domain_shift: Annotated[
+        float | None, typer.Option(help="0 to 1: how much expert popularity differs by domain.")
+    ] = None,
+    locality: Annotated[
+        float | None,
+        typer.Option(help="0 to 1: probability that the next token keeps the topic."),
+    ] = None,
+    reuse: Annotated[
+        float | None,
+        typer.Option(help="0 to 1: share of the experts kept where the topic is kept."),
+    ] = None,
+    groups: Annotated[int | None, typer.Option(help="Groups of consecutive experts.")] = None,
+    groups_per_token: Annotated[
+        int | None, typer.Option(help="Groups that may serve one token (node-limited routing).")
+    ] = None,
+    request_tokens: Annotated[int | None, typer.Option(help="Mean length of a request.")] = None,
+    gates: Annotated[bool, typer.Option("--gates", help="Write router weights too.")] = False,
+    counts_only: Annotated[
+        bool, typer.Option("--counts-only", help="Write counts.npy [layers, experts] alone.")
+    ] = False,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Write a synthetic trace with a given skew, affinity, domain shift and locality."""
+    given = {
+        "layers": layers,
+        "experts": experts,
+        "top_k": top_k,
+        "tokens": tokens,
+        "skew": skew,
+        "affinity": affinity,
+        "topics": topics,
+        "domains": domains,
+        "domain_shift": domain_shift,
+        "locality": locality,
+        "reuse": reuse,
+        "groups": groups,
+        "groups_per_token": groups_per_token,
+        "request_tokens": request_tokens,
+    }
+    console = Console(as_json=as_json, quiet=quiet)
+    spec, sources = _spec(preset, {key: value for key, value in given.items() if value is not None})
+    if out is None:
+        raise UsageError("where to write is missing; pass --out DIR")
+    if counts_only and gates:
+        raise UsageError("--counts-only writes counts alone; leave out --gates")
+    data = _generate(spec, out, seed, gates, counts_only, console)
+    data["sources"] = sources
+    measured = ", ".join(f"{key} {value:.3g}" for key, value in data["measured"].items())
+    console.say(
+        f"{data['assignments_per_s'] / 1e6:.1f} M assignments/s in {data['generate_s']:.2f} s"
+    )
+    console.result(
+        data,
+        f"{data['path']}: {spec.layers} layers, {spec.tokens} tokens, {spec.experts} experts, "
+        f"top-{spec.top_k}, synthetic\nmeasured: {measured}",
+    )
+
+
+def _spec(preset: str | None, given: dict[str, Any]) -> tuple[GeneratorSpec, dict[str, str]]:
+    """The spec asked for, and the source of each parameter."""
+    from moesim.traces.synthetic_spec import GeneratorSpec, find_preset
+
+    base: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    if preset is None:
+        missing = [key for key in ("layers", "experts", "top_k") if key not in given]
+        if missing:
+            options = ", ".join("--" + key.replace("_", "-") for key in missing)
+            raise UsageError(f"the shape of the trace is missing; pass --preset or {options}")
+    else:
+        chosen = find_preset(preset)
+        base, sources = chosen.spec.to_dict(), dict(chosen.sources)
+        if base["layers"] != given.get("layers", base["layers"]):
+            base["moe_layers"] = ()
+        if given.keys() & {"experts", "top_k", "layers"}:
+            base["model"] = f"{preset} with another shape (synthetic)"
+    sources |= dict.fromkeys(given, "given")
+    return GeneratorSpec.parse(base | given), sources
+
+
+def _generate(
+    spec: GeneratorSpec, out: Path, seed: int, gates: bool, counts_only: bool, console: Console
+) -> dict[str, Any]:
+    from moesim.traces.generate import generate, generate_counts
+
+    start_s = time.perf_counter()
+    with console.progress("sampling") as step:
+
+        def on_layer(layer: int) -> None:
+            step(f"sampling layer {layer + 1} of {spec.layers}")
+
+        if counts_only:
+            counts = generate_counts(spec, out, seed=seed, on_layer=on_layer)
+            path, files, measured = counts.path, ["counts.npy"], counts.measured
+        else:
+            made = generate(spec, out, seed=seed, gates=gates, on_layer=on_layer)
+            path, measured = out, made.measured
+            files = ["manifest.json", *made.trace.manifest.sha256]
+    elapsed_s = time.perf_counter() - start_s
+    return {
+        "schema": "moesim.trace/1",
+        "ok": True,
+        "path": str(path),
+        "files": files,
+        "model": spec.model,
+        "layers": spec.layers,
+        "tokens": spec.tokens,
+        "experts": spec.experts,
+        "top_k": spec.top_k,
+        "seed": seed,
+        "parameters": spec.to_dict(),
+        "measured": measured,
+        "generate_s": elapsed_s,
+        "assignments_per_s": spec.layers * spec.tokens * spec.top_k / elapsed_s,
+    }
