@@ -12,6 +12,7 @@ import heapq
 
 import networkx as nx
 import numpy as np
+from numba import njit
 
 from moesim.cluster import Cluster
 from moesim.step import StepEvaluator
@@ -81,27 +82,65 @@ def _home_rank_s(evaluator: StepEvaluator, counts: np.ndarray, per_device: int) 
     """Σ seconds of dispatch and combine over batches and layers.
 
     A device (or node) with q slots serves at home at most the q experts that its own tokens use
-    most; what is left must leave it.
+    most; what is left must leave it. In decode every expert served elsewhere is a copy sent. In
+    prefill one copy serves all the experts of a token that the receiver holds, but a token that is
+    not served at home entirely needs at least one.
     """
     batches, cluster = evaluator.batches, evaluator.cluster
     node_of = cluster.domain_of_device
     members = np.bincount(node_of)
-    by_node = np.stack([counts[:, :, node_of == node].sum(axis=2) for node in range(len(members))], 2)
-    shares = 1
-    if evaluator.phase == "prefill":
-        # One copy serves all the experts of a token that the receiving node holds; on a single
-        # node, those that the receiving device holds.
-        shares = min(batches.top_k, per_device * (int(members.max()) if len(members) > 1 else 1))
+    largest = per_device * int(members.max()) if len(members) > 1 else per_device
     busiest = np.zeros(counts.shape[:2])  # vectors over the cut's bytes/s, the largest of all cuts
-    for assignments, cuts, own_slots in (
-        (counts, _device_cuts(cluster), np.full(cluster.devices, per_device)),
-        (by_node, _node_cuts(cluster), per_device * members),
+    for place_of, cuts, slots in (
+        (np.arange(cluster.devices), _device_cuts(cluster), np.full(cluster.devices, per_device)),
+        (node_of, _node_cuts(cluster), per_device * members),
     ):
         for place, cut in enumerate(cuts):
-            used = np.sort(assignments[:, :, place], axis=-1)[..., ::-1]
-            away = used[..., int(own_slots[place]) :].sum(axis=-1)
-            busiest = np.maximum(busiest, away / shares / cut)
+            if not np.isfinite(cut):
+                continue
+            used = np.sort(counts[:, :, place_of == place].sum(axis=2), axis=-1)[..., ::-1]
+            copies = used[..., int(slots[place]) :].sum(axis=-1)
+            if evaluator.phase == "prefill":
+                leaving = _tokens_leaving(batches, place_of, place, int(slots[place]))
+                copies = np.maximum(copies / min(batches.top_k, largest), leaving)
+            busiest = np.maximum(busiest, copies / cut)
     return float(busiest.sum() * (evaluator.dispatch_bytes + evaluator.combine_bytes))
+
+
+def _tokens_leaving(batches: Batches, place_of: np.ndarray, place: int, slots: int) -> np.ndarray:
+    """[W, L] tokens of a place that cannot find all their experts among its slots, at least.
+
+    A token that does has all its K(K − 1)/2 pairs of experts among the q held there. Every expert
+    has pairs with at most q − 1 others of them, so the pairs held are at most half the sum, over
+    the q best experts, of each one's q − 1 most frequent partners.
+    """
+    top_k = batches.top_k
+    homes = np.repeat(place_of == place, batches.tokens_per_device)
+    tokens = int(homes.sum())
+    leaving = np.zeros((batches.count, batches.layers))
+    if batches.valid_k is not None or top_k < 2:
+        return leaving
+    if top_k > slots:
+        return np.full_like(leaving, tokens)
+    for index in np.ndindex(*leaving.shape):
+        pairs = _pairs(batches.routing[index][homes], batches.experts)
+        partners = np.sort(pairs, axis=1)[:, ::-1][:, : slots - 1].sum(axis=1)
+        held = np.sort(partners)[::-1][:slots].sum() / 2
+        leaving[index] = max(tokens - held / (top_k * (top_k - 1) / 2), 0)
+    return leaving
+
+
+@njit(cache=True)
+def _pairs(routing: np.ndarray, experts: int) -> np.ndarray:
+    """[E, E] int64 tokens that use both experts; the diagonal is 0."""
+    pairs = np.zeros((experts, experts), np.int64)
+    for token in range(routing.shape[0]):
+        for first in range(routing.shape[1]):
+            for second in range(first):
+                one, two = routing[token, first], routing[token, second]
+                pairs[one, two] += 1
+                pairs[two, one] += 1
+    return pairs
 
 
 def _chain_s(evaluator: StepEvaluator, per_device: int) -> float:
@@ -157,7 +196,8 @@ def _node_cuts(cluster: Cluster) -> np.ndarray:
 
 
 def _minimum_cut(cluster: Cluster, inside: np.ndarray) -> float:
-    forward, backward = nx.DiGraph(), nx.DiGraph()
+    forward: nx.DiGraph[str] = nx.DiGraph()
+    backward: nx.DiGraph[str] = nx.DiGraph()
     for link in cluster.links:
         ends = (link.source, link.target)
         for graph, (source, target) in ((forward, ends), (backward, ends[::-1])):

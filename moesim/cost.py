@@ -36,7 +36,10 @@ class ExpertTime:
 class ExpertCost(Protocol):
     """What a step needs to know of a device."""
 
-    evidence: Evidence
+    @property
+    def evidence(self) -> Evidence:
+        """The weakest evidence that it rests on."""
+        ...
 
     def time(self, slot_tokens: np.ndarray) -> ExpertTime:
         """Seconds of a device for its experts.

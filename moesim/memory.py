@@ -13,8 +13,9 @@ __all__ = ["check_memory", "weight_bytes_per_device"]
 def weight_bytes_per_device(model: ModelSpec, cluster: Cluster, slots: int) -> float:
     """Bytes of weights that a device holds at least.
 
-    Routed experts take their slots; everything else is taken as spread evenly, which is less than
-    data-parallel attention needs, so a set-up that fails here fails in every layout.
+    Routed experts take their slots; everything else is taken as spread evenly and stored as
+    narrowly as the experts, which is less than any engine needs, so a set-up that fails here fails
+    in every layout.
 
     Args:
         model: Sizes.
@@ -22,7 +23,7 @@ def weight_bytes_per_device(model: ModelSpec, cluster: Cluster, slots: int) -> f
         slots: S, physical expert slots per layer.
     """
     routed = len(model.moe_layers) * model.experts * model.expert_parameters
-    other = (model.total_parameters - routed) * model.other_bits / 8
+    other = (model.total_parameters - routed) * model.quantisation.weight_bits / 8
     experts = len(model.moe_layers) * slots / cluster.devices * model.expert_weight_bytes
     return experts + other / cluster.devices
 

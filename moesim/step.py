@@ -98,7 +98,9 @@ class StepEvaluator:
     @property
     def expert_cost(self) -> ExpertCost:
         """The cost model in use."""
-        return self.cost or RooflineCost.of(self.model, self.cluster.device)
+        if self.cost is not None:
+            return self.cost
+        return RooflineCost.of(self.model, self.cluster.device)
 
     @property
     def dispatch_bytes(self) -> float:

@@ -106,7 +106,7 @@ def split_trace(
             allowed=f"more than {SPLIT_BLOCK_TOKENS}",
             fix="pass --holdout 0 or a longer trace",
         )
-    blocks = np.arange(block_count)
+    blocks: np.ndarray = np.arange(block_count)
     if max_tokens is not None and tokens > max_tokens:
         keep = max(max_tokens // SPLIT_BLOCK_TOKENS, 2)
         blocks = np.unique(np.linspace(0, block_count - 1, keep).astype(np.int64))
@@ -227,7 +227,6 @@ def _inclusion_probabilities(load: np.ndarray, top_k: int, layer: int) -> np.nda
             fix="record more tokens",
         )
     certain = np.zeros(len(load), bool)
-    probability = np.zeros(len(load))
     while True:
         rest = top_k - int(certain.sum())
         free = np.where(certain, 0.0, load)

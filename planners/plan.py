@@ -15,9 +15,8 @@ from moesim.placement import Placement, read_plan
 from moesim.planners.moves import limit_moves
 from moesim.planners.outcome import Bound, PlannerScore, PlanOutcome, PlanRequest
 from moesim.planners.problem import PlacementProblem
-from moesim.planners.registry import AUTO, planner_named
+from moesim.planners.registry import PLANNERS, run_planner
 from moesim.planners.sources import PlanWorkload, from_counts, from_trace
-from moesim.planners.verify import verify_placement
 from moesim.safe_io import sha256_file
 from moesim.traces.bundle import open_trace, sample_path
 
@@ -25,6 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = ["BASELINE", "make_plan"]
+
+AUTO = ("contiguous", "random", "lpt", "lpt-swap", "eplb", "moetuner")
+"""What ``auto`` runs and compares: one of every kind whose plan engines can load."""
 
 BASELINE = "contiguous"
 """What engines do without a plan, so what every gain is counted against."""
@@ -65,7 +67,7 @@ def make_plan(request: PlanRequest, say: Callable[[str], object] = lambda _: Non
     problem = PlacementProblem(
         loads=work.loads,
         devices=cluster.devices,
-        nodes=cluster.nodes,
+        nodes=int(cluster.domain_of_device.max()) + 1,
         slots=slots,
         routing_groups=model.routing_groups,
         speed_factors=cluster.speed_factors,
@@ -148,9 +150,7 @@ def _slots(model: ModelSpec, cluster: Cluster, redundant: int) -> int:
 
 
 def _run(name: str, problem: PlacementProblem, work: PlanWorkload) -> PlannerScore:
-    entry = planner_named(name)
-    answer = entry.function(problem)
-    verify_placement(answer.physical_to_logical, problem)
+    answer = run_planner(name, problem)
     placement = Placement(
         answer.physical_to_logical, problem.devices, problem.loads.shape[1], work.moe_layers
     )
@@ -160,7 +160,7 @@ def _run(name: str, problem: PlacementProblem, work: PlanWorkload) -> PlannerSco
         work,
         answer.solve_s,
         str(answer.outcome),
-        entry.summary,
+        PLANNERS[name].summary,
         dict(answer.detail),
     )
 

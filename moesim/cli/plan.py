@@ -15,7 +15,7 @@ from moesim.cli.console import Console, JsonOption, OutOption, QuietOption, Seed
 from moesim.errors import InputError, UsageError
 
 if TYPE_CHECKING:
-    from moesim.planners.plan import PlanOutcome
+    from moesim.planners.outcome import PlanOutcome
     from moesim.step import StepCost
 
 __all__ = ["plan"]
@@ -79,7 +79,8 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Plan where every expert goes, price it, and write files that engines load."""
-    from moesim.planners.plan import PlanRequest, make_plan
+    from moesim.planners.outcome import PlanRequest
+    from moesim.planners.plan import make_plan
 
     console = Console(as_json=as_json, quiet=quiet)
     request = PlanRequest(
@@ -129,7 +130,7 @@ def _engines(text: str) -> list[str]:
 def _write(outcome: PlanOutcome, out: Path, engines: list[str], force: bool) -> PlanOutcome:
     from moesim.placement import read_plan, write_plan
     from moesim.planners.exports import export
-    from moesim.reports.plan_report import write_report
+    from moesim.reports import write_report
 
     file = out / "plan.json"
     placement = outcome.placement
