@@ -13,8 +13,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from moesim.errors import InputError
-from moesim.model.families import ARCHITECTURES, FAMILIES, Family, nemotron_kinds
+from moesim.model.families import ARCHITECTURES, FAMILIES, Family
 from moesim.model.fields import Fields
+from moesim.model.hybrids import nemotron_kinds
 from moesim.model.quantisation import activation_bits, read_quantisation
 from moesim.model.spec import MAX_LAYERS, ModelSpec
 
@@ -151,6 +152,12 @@ def _read(outer: Fields, fields: Fields, family: Family, name: str) -> ModelSpec
             next(word for word in EXPERTS if fields.has(word)),
             found=experts,
             allowed="Mixture-of-Experts models with 2 or more routed experts",
+        )
+    if fields.values.get("per_layer_config"):
+        raise fields.error(
+            "layers that differ in this way are not supported",
+            "per_layer_config",
+            fix="use the config.json that the publisher ships",
         )
     layers = _layer_count(fields, family)
     hidden = fields.size("hidden_size", "d_model")
