@@ -29,7 +29,7 @@ def list_models(as_json: JsonOption = False) -> None:
         {key: getattr(model, key) for key in keys}
         | {
             "layers": model.layers,
-            "moe_layers": len(model.moe_layers),
+            "moe_layer_count": len(model.moe_layers),
             "total_parameters": model.total_parameters,
             "active_parameters": model.active_parameters,
         }

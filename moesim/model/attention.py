@@ -39,6 +39,7 @@ LAYER_KINDS = (
     "linear_attention",
     "attention",
     "mamba",
+    "conv",
 )
 WIDE_BLOCK_TOKENS = 128
 """DeepSeek-V4 presses 4 tokens into an entry and lets an indexer pick, or 128 and reads all."""
@@ -216,15 +217,11 @@ def _latent_biases(fields: Fields) -> int:
 
 def compressed_attention(fields: Fields, layers: int) -> Mixers:
     """DeepSeek-V4: ``compress_ratios`` per layer, 0 (window only), 4 (indexer) or 128."""
-    ratios = fields.sizes("compress_ratios", maximum=2**16)
-    if ratios is None:
-        raise fields.missing("compress_ratios", what="tokens per compressed entry, by layer")
-    if len(ratios) < layers:  # one more entry per MTP module is usual
-        raise fields.error("shorter than the model", "compress_ratios", found=len(ratios))
+    ratios = _compression(fields, layers)
     heads = fields.size("num_attention_heads")
     query_rank = fields.size("q_lora_rank")
     groups = []
-    for ratio in sorted(set(ratios[:layers])):
+    for ratio in sorted(set(ratios)):
         indexed = 0 < ratio < WIDE_BLOCK_TOKENS
         indexer = None
         if indexed:
@@ -235,7 +232,7 @@ def compressed_attention(fields: Fields, layers: int) -> Mixers:
             )
         groups.append(
             CompressedAttention(
-                layers=layers_of(ratios[:layers], ratio),
+                layers=layers_of(ratios, ratio),
                 heads=heads,
                 head_dim=head_size(fields, heads),
                 query_rank=query_rank,
@@ -248,6 +245,30 @@ def compressed_attention(fields: Fields, layers: int) -> Mixers:
             )
         )
     return tuple(groups)
+
+
+COMPRESSION_KINDS = {
+    "sliding_attention": 0,
+    "compressed_sparse_attention": 4,
+    "heavily_compressed_attention": 128,
+}
+
+
+def _compression(fields: Fields, layers: int) -> list[int]:
+    """Tokens per compressed entry of each layer: ``compress_ratios``, or ``layer_types``."""
+    ratios = fields.sizes("compress_ratios", maximum=2**16)
+    if ratios is not None:
+        if len(ratios) < layers:  # one more entry per MTP module is usual
+            raise fields.error("shorter than the model", "compress_ratios", found=len(ratios))
+        return ratios[:layers]
+    kinds = fields.texts("layer_types", allowed=tuple(COMPRESSION_KINDS), length=layers)
+    if kinds is None:
+        raise fields.missing("compress_ratios", "layer_types", what="tokens per entry, by layer")
+    rates = fields.section("compress_rates")
+    ratio = dict(COMPRESSION_KINDS)
+    for kind in COMPRESSION_KINDS if rates else ():
+        ratio[kind] = (rates and rates.optional_size(kind, maximum=2**16)) or ratio[kind]
+    return [ratio[kind] for kind in kinds]
 
 
 def gemma_attention(fields: Fields, layers: int) -> Mixers:

@@ -21,9 +21,18 @@ from moesim.model.attention import (
     minimax_m3_attention,
 )
 from moesim.model.fields import Fields
+from moesim.model.hybrids import (
+    granite_hybrid,
+    jamba,
+    kimi_linear,
+    lfm2,
+    llama4,
+    nemotron_h,
+    nemotron_kinds,
+    qwen_hybrid,
+)
 from moesim.model.layers import moe_layers
 from moesim.model.mixers import Mixer
-from moesim.model.recurrences import gated_delta_net, kimi_delta_attention, mamba, mamba2
 
 __all__ = ["ARCHITECTURES", "FAMILIES", "Family"]
 
@@ -110,123 +119,6 @@ def _mla(fields: Fields, layers: int) -> Mixers:
     return latent_attention(fields, range(layers))
 
 
-def _llama4(fields: Fields, layers: int) -> Mixers:
-    """Chunked attention with rotary positions, and full attention without in every fourth layer."""
-    flags = fields.sizes("no_rope_layers", maximum=1)
-    if flags:
-        full = layers_of(flags, 0)
-    else:
-        interval = fields.optional_size("no_rope_layer_interval", maximum=4096) or 4
-        full = tuple(range(interval - 1, layers, interval))
-    style = AttentionStyle(bias="by-field")
-    return grouped_query_attention(fields, range(layers), style, full=full)
-
-
-def _kinds(fields: Fields, layers: int, full: str, recurrent: str) -> list[str]:
-    kinds = fields.texts("layer_types", allowed=(full, recurrent), length=layers)
-    if kinds is not None:
-        return kinds
-    interval = fields.optional_size("full_attention_interval", maximum=4096)
-    if interval is None:
-        raise fields.missing("layer_types", "full_attention_interval", what="kinds of layers")
-    return [full if (layer + 1) % interval == 0 else recurrent for layer in range(layers)]
-
-
-def _qwen_hybrid(fields: Fields, layers: int) -> Mixers:
-    """Three gated delta nets to one gated attention (Qwen3-Next, Qwen3.5)."""
-    kinds = _kinds(fields, layers, "full_attention", "linear_attention")
-    style = AttentionStyle("head", "by-field", output_gate="element")
-    groups: Mixers = ()
-    if full := layers_of(kinds, "full_attention"):
-        groups += grouped_query_attention(fields, full, style)
-    if linear := layers_of(kinds, "linear_attention"):
-        groups += (gated_delta_net(fields, linear),)
-    return groups
-
-
-def _jamba(fields: Fields, layers: int) -> Mixers:
-    period = fields.size("attn_layer_period", maximum=4096)
-    offset = fields.size("attn_layer_offset", minimum=0, maximum=period - 1)
-    full = tuple(range(offset, layers, period))
-    rest = tuple(sorted(set(range(layers)) - set(full)))
-    groups: Mixers = ()
-    if full:
-        groups += grouped_query_attention(fields, full, AttentionStyle())
-    if rest:
-        groups += (mamba(fields, rest),)
-    return groups
-
-
-def _granite_hybrid(fields: Fields, layers: int) -> Mixers:
-    kinds = _kinds(fields, layers, "attention", "mamba")
-    groups: Mixers = ()
-    if full := layers_of(kinds, "attention"):
-        groups += grouped_query_attention(fields, full, AttentionStyle(bias="by-field"))
-    if rest := layers_of(kinds, "mamba"):
-        groups += (mamba2(fields, rest),)
-    return groups
-
-
-def _kimi_linear(fields: Fields, layers: int) -> Mixers:
-    """Layer lists of Kimi Linear count from 1."""
-    section = fields.section("linear_attn_config")
-    if section is None:
-        raise fields.missing("linear_attn_config", what="kinds of layers")
-    full, linear = (
-        section.sizes(name, minimum=1, maximum=layers)
-        for name in ("full_attn_layers", "kda_layers")
-    )
-    if full is None or linear is None:
-        raise section.missing("full_attn_layers", "kda_layers")
-    if sorted(full + linear) != list(range(1, layers + 1)):
-        raise section.error(
-            "full_attn_layers and kda_layers must name every layer once", "kda_layers"
-        )
-    groups: Mixers = ()
-    if full:
-        groups += latent_attention(fields, sorted(layer - 1 for layer in full))
-    if linear:
-        groups += (kimi_delta_attention(fields, tuple(sorted(layer - 1 for layer in linear))),)
-    return groups
-
-
-NEMOTRON_LETTERS = {"M": "mamba", "E": "moe", "*": "attention", "-": "mlp"}
-
-
-def nemotron_kinds(fields: Fields) -> list[str]:
-    """What each layer of Nemotron-H is: ``mamba``, ``attention``, ``moe`` or ``mlp``."""
-    kinds = fields.texts("layers_block_type", allowed=tuple(NEMOTRON_LETTERS.values()))
-    pattern = fields.text("hybrid_override_pattern")
-    if pattern is not None:
-        if unknown := set(pattern) - set(NEMOTRON_LETTERS):
-            raise fields.error(
-                "unknown letter",
-                "hybrid_override_pattern",
-                found=min(unknown),
-                allowed=" ".join(NEMOTRON_LETTERS),
-            )
-        spelled = [NEMOTRON_LETTERS[letter] for letter in pattern]
-        if kinds is not None and kinds != spelled:
-            raise fields.error("contradicts layers_block_type", "hybrid_override_pattern")
-        kinds = spelled
-    if not kinds:
-        raise fields.missing("layers_block_type", "hybrid_override_pattern", what="kinds of layers")
-    return kinds
-
-
-def _nemotron(fields: Fields, layers: int) -> Mixers:
-    del layers
-    kinds = nemotron_kinds(fields)
-    groups: Mixers = ()
-    if full := layers_of(kinds, "attention"):
-        values = dict(fields.values, num_hidden_layers=len(kinds))
-        inner = Fields(values, fields.file, fields.prefix)
-        groups += grouped_query_attention(inner, full, AttentionStyle(bias="by-field"))
-    if rest := layers_of(kinds, "mamba"):
-        groups += (mamba2(fields, rest),)
-    return groups
-
-
 def _per_moe_layer(hidden: int = 0, experts: int = 0) -> Callable[[Fields, int, int, int], int]:
     """So many vectors of the hidden size and of the number of experts in every MoE layer."""
     return lambda fields, layers, moe, count: (
@@ -253,7 +145,7 @@ PLAIN = ("intermediate_size",)
 LEADING = ("first_k_dense_replace", "mlp_layer_types", "moe_layer_freq")
 DEEPSEEK = Family(mixers=_mla, layer_rule=LEADING, shared=counted_shared)
 QWEN3 = Family(mixers=_gqa(AttentionStyle("head", "by-field")))
-QWEN_HYBRID = Family(mixers=_qwen_hybrid, shared=counted_shared, other=_per_moe_layer(hidden=1))
+QWEN_HYBRID = Family(mixers=qwen_hybrid, shared=counted_shared, other=_per_moe_layer(hidden=1))
 GLM4 = Family(
     mixers=lambda fields, layers: grouped_query_attention(
         fields,
@@ -267,7 +159,7 @@ GLM4 = Family(
     shared=counted_shared,
 )
 LLAMA4 = Family(
-    mixers=_llama4,
+    mixers=llama4,
     expert_width=PLAIN,
     dense_width=("intermediate_size_mlp",),
     layer_rule=("interleave_moe_layer_step", "moe_layers"),
@@ -281,7 +173,7 @@ MINIMAX_M3 = Family(
     shared=counted_shared,
 )
 KIMI_LINEAR = Family(
-    mixers=_kimi_linear,
+    mixers=kimi_linear,
     layer_rule=LEADING,
     shared=counted_shared,
     latent=("routed_expert_hidden_size",),
@@ -319,7 +211,7 @@ FAMILIES: dict[str, Family] = {
     "glm_moe_dsa": DEEPSEEK,
     "glm4_moe_lite": DEEPSEEK,
     "deepseek_v4": Family(
-        mixers=lambda fields, layers: compressed_attention(fields, layers),
+        mixers=compressed_attention,
         shared=counted_shared,
         other=_hyper_connections,
     ),
@@ -347,10 +239,10 @@ FAMILIES: dict[str, Family] = {
         final_norms=2,
         other=_phi_head,
     ),
-    "jamba": Family(mixers=_jamba, expert_width=PLAIN, layer_rule=("expert_layer_period",)),
+    "jamba": Family(mixers=jamba, expert_width=PLAIN, layer_rule=("expert_layer_period",)),
     "granitemoe": GRANITE,
     "granitemoeshared": Family(mixers=GRANITE.mixers, expert_width=PLAIN, shared=counted_shared),
-    "granitemoehybrid": Family(mixers=_granite_hybrid, expert_width=PLAIN, shared=counted_shared),
+    "granitemoehybrid": Family(mixers=granite_hybrid, expert_width=PLAIN, shared=counted_shared),
     "grok-1": GROK,
     "grok": GROK,
     "PanguProMoE": Family(
@@ -370,6 +262,22 @@ FAMILIES: dict[str, Family] = {
     "dots1": Family(
         mixers=_gqa(AttentionStyle("head", "by-field")), layer_rule=LEADING, shared=counted_shared
     ),
+    "solar_open": Family(mixers=_gqa(AttentionStyle(bias="by-field")), shared=counted_shared),
+    "hy_v3": Family(
+        mixers=_gqa(AttentionStyle("head", "by-field")), layer_rule=LEADING, shared=counted_shared
+    ),
+    "exaone_moe": Family(
+        mixers=_gqa(AttentionStyle("head")), layer_rule=LEADING, shared=counted_shared
+    ),
+    "flex_olmo": Family(mixers=_gqa(AttentionStyle("projection", "by-field")), expert_width=PLAIN),
+    "afmoe": Family(
+        mixers=_gqa(AttentionStyle("head", "by-field", output_gate="element")),
+        layer_rule=("num_dense_layers",),
+        shared=counted_shared,
+        norms=4,
+        other=_per_moe_layer(experts=1),
+    ),
+    "lfm2_moe": Family(mixers=lfm2, layer_rule=("num_dense_layers",), tied=True),
     "mimo_v2_flash": Family(mixers=mimo_attention, layer_rule=LEADING, shared=counted_shared),
     "step3p5": STEP,
     "step3p7": STEP,
@@ -383,7 +291,7 @@ FAMILIES: dict[str, Family] = {
         tied=True,
     ),
     "nemotron_h": Family(
-        mixers=_nemotron,
+        mixers=nemotron_h,
         moe_layers=lambda fields, layers: layers_of(nemotron_kinds(fields), "moe"),
         plain_layers=True,
         shared=counted_shared,

@@ -13,8 +13,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from moesim.errors import InputError
-from moesim.model.families import ARCHITECTURES, FAMILIES, Family, nemotron_kinds
+from moesim.model.families import ARCHITECTURES, FAMILIES, Family
 from moesim.model.fields import Fields
+from moesim.model.hybrids import nemotron_kinds
 from moesim.model.quantisation import activation_bits, read_quantisation
 from moesim.model.spec import MAX_LAYERS, ModelSpec
 
@@ -27,6 +28,7 @@ EXPERTS = (
     "moe_num_experts",
     "num_routed_experts",
 )
+# Not ``top_k``: old configurations carry the sampling parameter of that name.
 TOP_K = (
     "num_experts_per_tok",
     "num_experts_per_token",
@@ -36,12 +38,12 @@ TOP_K = (
     "moe_topk",
     "moe_k",
 )
-# Not ``top_k``: old configurations carry the sampling parameter of that name.
 GROUPS = ("n_group", "num_expert_group")
 GROUPS_PER_TOKEN = ("topk_group", "num_limited_groups")
 LAYERS = ("num_hidden_layers", "n_layers", "num_layers")
 MTP = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_layers")
 NESTED = ("text_config", "llm_config", "language_config", "thinker_config")
+MAX_NESTING = 4
 FLATTENED = ("ffn_config", "attn_config")
 """Sections of DBRX whose fields other configurations hold at the top."""
 
@@ -81,16 +83,18 @@ def parse_hf_config(
 
 def _language_model(outer: Fields) -> Fields:
     """The part of a configuration that is about the language model."""
-    for name in NESTED:
-        section = outer.section(name)
-        if section is not None:
-            return _language_model(section)
-    values = dict(outer.values)
+    inner = outer
+    for _ in range(MAX_NESTING):
+        name = next((name for name in NESTED if inner.has(name)), None)
+        if name is None:
+            break
+        inner = inner.section(name) or inner
+    values = dict(inner.values)
     for name in FLATTENED:
-        section = outer.section(name)
+        section = inner.section(name)
         for key, value in (section.values if section else {}).items():
             values.setdefault(key, value)
-    return Fields(values, outer.file, outer.prefix)
+    return Fields(values, inner.file, inner.prefix)
 
 
 def _family(outer: Fields, fields: Fields) -> Family:
@@ -152,6 +156,12 @@ def _read(outer: Fields, fields: Fields, family: Family, name: str) -> ModelSpec
             found=experts,
             allowed="Mixture-of-Experts models with 2 or more routed experts",
         )
+    if fields.values.get("per_layer_config"):
+        raise fields.error(
+            "layers that differ in this way are not supported",
+            "per_layer_config",
+            fix="use the config.json that the publisher ships",
+        )
     layers = _layer_count(fields, family)
     hidden = fields.size("hidden_size", "d_model")
     width = fields.size(*family.expert_width, what="width of a routed expert")
@@ -160,7 +170,8 @@ def _read(outer: Fields, fields: Fields, family: Family, name: str) -> ModelSpec
     latent = fields.optional_size(*family.latent) if family.latent else None
     top_k = fields.size(*TOP_K, maximum=65535, what="experts per token")
     groups = top_k if family.groups_are_top_k else fields.optional_size(*GROUPS) or 1
-    quantisation = read_quantisation(_quantised(outer, fields), latent or hidden, width)
+    stored = _quantised(outer, fields)
+    quantisation = read_quantisation(stored, latent or hidden, width)
     other = hidden * (family.norms * layers + family.final_norms)
     if family.other:
         other += family.other(fields, layers, len(moe), experts)
@@ -190,7 +201,7 @@ def _read(outer: Fields, fields: Fields, family: Family, name: str) -> ModelSpec
         other_parameters=other,
         mtp_layers=_mtp_layers(fields),
         quantisation=quantisation,
-        activation_bits=activation_bits(quantisation),
+        activation_bits=activation_bits(stored, quantisation),
     )
 
 

@@ -51,9 +51,16 @@ def read_quantisation(config: Fields, expert_hidden_size: int, expert_width: int
     return _by_method(section, min(expert_hidden_size, expert_width))
 
 
-def activation_bits(quantisation: Quantisation) -> int:
-    """Bits per element of a dispatched token: FP8 models dispatch FP8, all others 16 bits."""
-    return 8 if quantisation.method in {"fp8", "fp8-block", "mxfp8"} else 16
+def activation_bits(config: Fields, quantisation: Quantisation) -> int:
+    """Bits per element of a dispatched token: 8 in FP8 models, 16 in all others.
+
+    DeepSeek-V4 is an FP8 model whose experts are FP4: its tokens are FP8 too.
+    """
+    section = config.section("quantization_config")
+    fp8_model = section is not None and section.text("quant_method") == "fp8"
+    if quantisation.method in {"fp8", "fp8-block", "mxfp8"}:
+        return 8
+    return 8 if fp8_model and quantisation.method != "none" else 16
 
 
 def _named(scheme: tuple[str, int, float]) -> Quantisation:

@@ -11,7 +11,7 @@ import math
 from moesim.model.fields import Fields
 from moesim.model.mixers import Recurrence
 
-__all__ = ["gated_delta_net", "kimi_delta_attention", "mamba", "mamba2"]
+__all__ = ["gated_delta_net", "kimi_delta_attention", "mamba", "mamba2", "short_convolution"]
 
 Layers = tuple[int, ...]
 
@@ -98,13 +98,17 @@ def kimi_delta_attention(fields: Fields, layers: Layers) -> Recurrence:
     """Kimi delta attention (Kimi Linear, arXiv 2510.26692); low-rank gates unless stated full."""
     hidden = fields.size("hidden_size")
     section = fields.section("linear_attn_config")
-    if section is None:
-        raise fields.missing("linear_attn_config", what="the recurrent layers")
-    heads, head_dim = section.size("num_heads"), section.size("head_dim")
-    kernel = section.size("short_conv_kernel_size", maximum=1024)
+    if section is not None:
+        heads, head_dim = section.size("num_heads"), section.size("head_dim")
+        kernel = section.size("short_conv_kernel_size", maximum=1024)
+        full_rank = section.flag("use_full_rank_gate", default=False)
+    else:
+        heads, head_dim = fields.size("linear_num_heads"), fields.size("linear_head_dim")
+        kernel = fields.size("linear_conv_kernel_dim", maximum=1024)
+        full_rank = False
     width = heads * head_dim
     low_rank = head_dim * (hidden + width)
-    gate = hidden * width if section.flag("use_full_rank_gate", default=False) else low_rank
+    gate = hidden * width if full_rank else low_rank
     return Recurrence(
         kind="kimi-delta-attention",
         layers=layers,
@@ -115,4 +119,18 @@ def kimi_delta_attention(fields: Fields, layers: Layers) -> Recurrence:
         + hidden * heads,
         extra_parameters=width + heads + head_dim,
         state_elements=heads * head_dim**2 + 3 * width * (kernel - 1),
+    )
+
+
+def short_convolution(fields: Fields, layers: Layers) -> Recurrence:
+    """Doubly gated short convolution of LFM2."""
+    hidden = fields.size("hidden_size")
+    kernel = fields.size("conv_L_cache", maximum=1024)
+    biases = 5 * hidden if fields.flag("conv_bias", default=False) else 0
+    return Recurrence(
+        kind="short-convolution",
+        layers=layers,
+        matrix_parameters=4 * hidden**2 + hidden * kernel,
+        extra_parameters=biases,
+        state_elements=hidden * (kernel - 1),
     )

@@ -54,11 +54,12 @@ def load_model(name_or_path: str | Path) -> ModelSpec:
     text = str(name_or_path)
     if "\0" in text:
         raise UsageError("a model name cannot hold a null character")
+    ids = _ids()
+    name = None if isinstance(name_or_path, Path) else ids.get(text.casefold())
+    if name is not None and not _exists(path / "config.json") and not path.is_file():
+        return _shipped(name)
     if isinstance(name_or_path, Path) or _exists(path):
         return _load_file(path)
-    ids = _ids()
-    if (name := ids.get(text.casefold())) is not None:
-        return _shipped(name)
     if path.suffix.lower() in {".json", ".yaml", ".yml"}:
         raise InputError("no such file", file=path, fix="check the path")
     near = difflib.get_close_matches(text.casefold(), list(ids), n=4, cutoff=0.5)

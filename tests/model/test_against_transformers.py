@@ -201,6 +201,30 @@ VARIANTS = {
         "index_topk": 8,
         "indexer_types": ["full", "shared", "full", "shared"],
     },
+    "exaone_moe": {
+        "model_type": "exaone_moe",
+        "num_experts": 8,
+        "num_shared_experts": 1,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 48,
+        "intermediate_size": 96,
+        "first_k_dense_replace": 1,
+        "sliding_window": 16,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "n_group": 1,
+        "topk_group": 1,
+    },
+    "lfm2_moe": {
+        "model_type": "lfm2_moe",
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 48,
+        "intermediate_size": 96,
+        "num_dense_layers": 2,
+        "conv_L_cache": 3,
+        "conv_bias": True,
+        "layer_types": ["conv", "conv", "full_attention", "conv"],
+    },
     "dots1": {
         "model_type": "dots1",
         "n_routed_experts": 8,
@@ -248,3 +272,33 @@ def test_small_variants_are_exact(case):
     config = SMALL | VARIANTS[case]
     spec = parse_hf_config(config, name=case)
     assert spec.total_parameters == count(build(config))
+
+
+DEFAULTS = [
+    "afmoe",
+    "deepseek_v32",
+    "deepseek_v4",
+    "ernie4_5_moe",
+    "flex_olmo",
+    "glm4_moe_lite",
+    "granitemoehybrid",
+    "hy_v3",
+    "kimi_linear",
+    "llama4_text",
+    "nemotron_h",
+    "olmoe",
+    "phimoe",
+    "qwen3_moe",
+    "solar_open",
+]
+
+
+@pytest.mark.parametrize("kind", DEFAULTS)
+def test_configurations_as_transformers_writes_them(kind):
+    """Configurations that ``transformers`` 5 saves use newer words for some fields."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        body = CONFIG_MAPPING[kind]().to_dict()
+    assert parse_hf_config(body, name=kind).total_parameters == count(build(body))

@@ -61,7 +61,7 @@ def mutated(draw):
 @settings(
     deadline=None,
     derandomize=True,
-    max_examples=1500,
+    max_examples=1000,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 @given(mutated())

@@ -227,3 +227,24 @@ def test_files_and_folders(tmp_path):
         load_model(tmp_path / "none.json")
     with pytest.raises(InputError, match=r"config\.json: no such file"):
         load_model(tmp_path)
+
+
+def test_a_folder_without_a_config_does_not_hide_a_name(tmp_path, monkeypatch):
+    (tmp_path / "deepseek-v3").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load_model("deepseek-v3").experts == 256
+    (tmp_path / "deepseek-v3" / "config.json").write_text(json.dumps(MIXTRAL))
+    assert load_model("deepseek-v3").experts == 8
+
+
+@pytest.mark.parametrize("depth", [100, 900, 50_000])
+def test_deep_nesting(depth, tmp_path):
+    path = tmp_path / "config.json"
+    body = json.dumps(MIXTRAL)
+    deep = body.replace(
+        '"num_local_experts": 8', f'"num_local_experts": {"[" * depth}{"]" * depth}'
+    )
+    for text in (deep, '{"text_config":' * depth + body + "}" * depth):
+        path.write_text(text)
+        with pytest.raises(InputError):
+            load_model(path)

@@ -64,6 +64,7 @@ MIXTRAL = {
         "mixtral-8x7b": {"experts": 8, "top_k": 2, "expert_width": 14336, "shared_experts": 0},
         "nemotron-3-super-120b-a12b": {"expert_matrices": 2, "expert_hidden_size": 1024},
         "gpt-oss-120b": {"expert_bits": 4.25, "activation_bits": 16},
+        "deepseek-v4-flash": {"expert_bits": 4.25, "activation_bits": 8},
     }.items(),
 )
 def test_facts(name, facts):
