@@ -95,8 +95,8 @@ class RooflineCost:
         activation_bytes = model.activation_bits / 8
         return cls(
             expert_weight_bytes=model.expert_weight_bytes,
-            token_bytes=(model.hidden_size + 2 * model.expert_width) * activation_bytes
-            + model.hidden_size * OUTPUT_BYTES,
+            token_bytes=(model.expert_input_size + 2 * model.expert_width) * activation_bytes
+            + model.expert_input_size * OUTPUT_BYTES,
             token_flops=2.0 * model.expert_parameters,
             memory_bytes_per_s=device.memory_bytes_per_s,
             peak_flop_per_s=_peak(model, device),

@@ -105,7 +105,7 @@ class StepEvaluator:
     @property
     def dispatch_bytes(self) -> float:
         """Bytes of one token's vector on the way to an expert."""
-        hidden = self.model.hidden_size
+        hidden = self.model.expert_input_size
         if self.model.activation_bits == 8:
             return hidden + hidden / FP8_SCALE_BLOCK * FP8_SCALE_BYTES
         return hidden * self.model.activation_bits / 8
@@ -113,7 +113,7 @@ class StepEvaluator:
     @property
     def combine_bytes(self) -> float:
         """Bytes of one vector on the way back."""
-        return float(self.model.hidden_size * COMBINE_BYTES)
+        return float(self.model.expert_input_size * COMBINE_BYTES)
 
     def evaluate(self, placement: Placement) -> StepCost:
         """Price a placement.
