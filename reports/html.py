@@ -65,7 +65,8 @@ def _sections(report: PlanReport, outcome: PlanOutcome) -> Iterable[str]:
         "bandwidth.",
         _table(report.limits),
     )
-    yield _section("Where to load the plan", "", *_load_it(report))
+    if report.files.rows or report.launch:
+        yield _section("Where to load the plan", "", *_load_it(report))
     yield _section("How these numbers were made", "", _card(_facts(report.method, "method")))
     yield _section(
         "To reproduce it",

@@ -48,7 +48,7 @@ def _parts(report: PlanReport, outcome: PlanOutcome) -> Iterable[str]:
     yield _table(report.slowest)
     yield "## What bounds the step"
     yield _table(report.limits)
-    yield "## Where to load the plan"
+    yield "## Where to load the plan" if report.files.rows or report.launch else ""
     yield _table(report.files, code=True) if report.files.rows else ""
     for engine, flags in report.launch:
         yield f"{_text(engine)}:"

@@ -184,6 +184,7 @@ def test_edges(odd):
         parsed = _Page(render_html(outcome))
         assert parsed.open == [], name
     assert len(_Page(render_html(odd["baseline chosen"])).all("svg")) == 4
+    assert "Where to load" not in render_html(odd["nothing written"])
 
 
 def test_write_report(small, page, tmp_path):

@@ -84,3 +84,4 @@ def test_sparklines_rise_with_the_time():
 def test_edges(odd):
     for outcome in odd.values():
         assert render_markdown(outcome).startswith("# ")
+    assert "Where to load" not in render_markdown(odd["nothing written"])
