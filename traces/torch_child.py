@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 MAX_DEPTH = 16
-MAX_NODES = 1_000_000
+MAX_NODES = 300_000
 ALIGNMENT_BYTES = 64
 PLAIN_LIST_MIN = 32
 """Shorter lists of integers stay lists; longer ones (positions, token ids) become arrays."""

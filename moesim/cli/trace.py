@@ -27,7 +27,7 @@ FORMATS = "sglang, vllm, trtllm, jsonl, csv, llamacpp"
 SCHEMA = "moesim.trace/1"
 
 
-def import_(
+def import_(  # noqa: PLR0913 - one argument per option
     file: Annotated[Path, typer.Argument(help="What the engine recorded: a file or a folder.")],
     format: Annotated[str, typer.Option("--format", "-f", help=f"One of {FORMATS}.")],
     experts: Annotated[int, typer.Option("--experts", "-e", help="Experts per layer.")],

@@ -114,7 +114,7 @@ def import_trace(
         raise UsageError(
             f"unknown format {format!r}; known: {', '.join(IMPORTERS)}\nfix: correct --format"
         )
-    _check_options(options)
+    _check_options(format, options)
     for name in ("manifest.json", "counts.json"):
         if (out / name).exists():
             raise InputError(
@@ -130,7 +130,11 @@ def import_trace(
     return _write_counts(content, format, options, out, model, source)
 
 
-def _check_options(options: ImportOptions) -> None:
+def _check_options(format: str, options: ImportOptions) -> None:
+    if options.iterations is not None and format != "trtllm":
+        raise UsageError(f"--iterations has no meaning for {format}\nfix: leave it out")
+    if options.keep_warm_up and format != "jsonl":
+        raise UsageError(f"--keep-warm-up has no meaning for {format}\nfix: leave it out")
     if not 1 <= options.experts <= 65536:
         raise UsageError(f"--experts is {options.experts}; allowed: 1 … 65536")
     if options.top_k is not None and not 1 <= options.top_k <= min(options.experts, 255):

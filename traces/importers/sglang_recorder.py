@@ -71,7 +71,7 @@ def routing_of_dumps(
     dumps: Sequence[tuple[Path, Any]], options: ImportOptions
 ) -> Routing | StepCounts:
     """As :func:`import_recorder`, from the contents of the dumps."""
-    kinds = {_kind(file, dump) for file, dump in dumps}
+    kinds = {_kind(file, dump) for file, dump in dumps} - {"empty"}
     first = dumps[0][0]
     if len(kinds) > 1:
         raise InputError(
@@ -83,17 +83,17 @@ def routing_of_dumps(
         )
     if kinds == {"stat"}:
         return _stat(dumps, options)
-    key = "topk_ids_of_layer" if kinds == {"per_token"} else "global_physical_count"
-    records = [
-        record for file, dump in dumps for record in _records(file, dump, key, options.experts)
-    ]
-    if not records:
+    if not kinds:
         raise InputError(
             "no forward pass was recorded",
             file=first,
             field="records",
             fix="serve requests between start_ and dump_expert_distribution_record",
         )
+    key = "topk_ids_of_layer" if kinds == {"per_token"} else "global_physical_count"
+    records = [
+        record for file, dump in dumps for record in _records(file, dump, key, options.experts)
+    ]
     shapes = {record.values.shape[0] for record in records}
     if len(shapes) > 1:
         raise InputError(
@@ -104,13 +104,15 @@ def routing_of_dumps(
 
 
 def _kind(file: Path, dump: object) -> str:
+    """Recorder mode of a dump: stat, per_pass, per_token, or empty."""
     if isinstance(dump, dict) and "logical_count" in dump:
         return "stat"
     records = dump.get("records") if isinstance(dump, dict) else None
     if isinstance(records, list) and all(isinstance(record, dict) for record in records):
-        return (
-            "per_token" if any("topk_ids_of_layer" in record for record in records) else "per_pass"
-        )
+        if not records:
+            return "empty"
+        by_token = any("topk_ids_of_layer" in record for record in records)
+        return "per_token" if by_token else "per_pass"
     raise InputError(
         "not a dump of SGLang's expert distribution recorder",
         file=file,
