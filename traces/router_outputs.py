@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from moesim.errors import InputError
@@ -124,7 +125,7 @@ def find_routers(model: nn.Module) -> list[Router]:
             fix="see --help",
         )
     routers.sort(key=lambda router: router.layer)
-    for first, second in zip(routers[:-1], routers[1:], strict=True):
+    for first, second in pairwise(routers):
         if first.layer == second.layer:
             raise InputError(
                 f"two routers in layer {first.layer}: encoder-decoder models and models of several "
