@@ -415,14 +415,8 @@ class NpyWriter:
         self._hash = hashlib.sha256()
         self.missing = math.prod(shape)
         header = io.BytesIO()
-        np.lib.format.write_array_header_1_0(
-            header,
-            {
-                "descr": np.lib.format.dtype_to_descr(self._dtype),
-                "fortran_order": False,
-                "shape": shape,
-            },
-        )
+        layout = {"descr": dtype.str, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(header, layout)  # type: ignore[no-untyped-call]
         self._put(header.getvalue())
 
     def _put(self, data: bytes | memoryview) -> None:
@@ -435,7 +429,7 @@ class NpyWriter:
         if block.dtype != self._dtype or block.size > self.missing:
             raise ValueError(f"{block.size} {block.dtype} do not fit: {self.missing} are missing")
         self.missing -= block.size
-        self._put(memoryview(np.ascontiguousarray(block)).cast("B"))
+        self._put(np.ascontiguousarray(block).data.cast("B"))
 
     @property
     def sha256(self) -> str:

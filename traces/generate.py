@@ -1,10 +1,10 @@
 """Synthetic routing traces with known statistics, written as a stream.
 
 Real routing has four properties that placement and caching live on: some experts are popular
-(skew), tokens that share an expert in one layer share experts in the next (affinity), kinds of text
-use different experts (domain shift), and consecutive tokens reuse experts (locality). The generator
-has one parameter for each; :class:`~moesim.traces.synthetic_spec.GeneratorSpec` says what they mean.
-Memory is bounded by a chunk of one layer plus 3 bytes per token, whatever the trace's length.
+(skew), tokens that share an expert in one layer share experts in the next (affinity), kinds of
+text use different experts (domain shift), and consecutive tokens reuse experts (locality). The
+generator has a parameter for each; :class:`~moesim.traces.synthetic_spec.GeneratorSpec` says what
+they mean. Memory is bounded by a chunk of one layer plus 3 bytes per token, however long the trace.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["GeneratedCounts", "GeneratedTrace", "generate", "generate_counts"]
 
 CHUNK_TOKENS = 65_536
+PARQUET_TOKENS = 131_072  # of one row group
 # Overlap and mutual information are measured on the first tokens only.
 MEASURED_TOKENS = 8_192
 
@@ -281,8 +282,8 @@ def _write_requests(folder: Path, spec: GeneratorSpec, tokens: _Tokens) -> dict[
     ends = np.append(tokens.starts[1:], spec.tokens)
     prompt = np.ceil((ends - tokens.starts) * spec.prompt_fraction).astype(np.int64)
     writer = None
-    for first in range(0, spec.tokens, 1 << 20):
-        token = np.arange(first, min(first + (1 << 20), spec.tokens))
+    for first in range(0, spec.tokens, PARQUET_TOKENS):
+        token = np.arange(first, min(first + PARQUET_TOKENS, spec.tokens))
         table = _request_rows(arrow, spec, tokens, prompt, token)
         if writer is None:
             writer = parquet.ParquetWriter(path, table.schema)

@@ -65,6 +65,9 @@ def load_model_and_tokenizer(
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     options = {"local_files_only": not allow_download, "trust_remote_code": False}
+    log = transformers.utils.logging
+    bars = log.is_progress_bar_enabled()
+    log.disable_progress_bar()  # the command shows its own
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, **options)
         model = transformers.AutoModelForCausalLM.from_pretrained(
@@ -77,6 +80,9 @@ def load_model_and_tokenizer(
             found=str(error).strip().splitlines()[0] if str(error).strip() else repr(error),
             fix="check that the folder holds config.json, *.safetensors and a tokenizer",
         ) from error
+    finally:
+        if bars:
+            log.enable_progress_bar()
     try:
         model = model.to(device)
     except (RuntimeError, AssertionError) as error:

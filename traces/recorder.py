@@ -158,12 +158,13 @@ class RoutingRecorder:
         request, position, decode = self._token_rows()[self._order()].T
         domains = sorted(set(self._domains))
         code = np.searchsorted(domains, self._domains)[request]
+        category = pd.Categorical.from_codes
         return pd.DataFrame(
             {
                 "request": request.astype(np.int32),
                 "position": position.astype(np.int32),
-                "phase": pd.Categorical.from_codes(decode, categories=list(_PHASES)),
-                "domain": pd.Categorical.from_codes(code, categories=domains),
+                "phase": category(decode, pd.Index(_PHASES)),
+                "domain": category(code, pd.Index(domains)),
             }
         )
 
@@ -206,7 +207,8 @@ class RoutingRecorder:
 
     def _order(self) -> np.ndarray:
         rows = self._token_rows()
-        return np.lexsort((rows[:, 1], rows[:, 0]))
+        order: np.ndarray = np.lexsort((rows[:, 1], rows[:, 0]))
+        return order
 
     def _ordered(self, blocks: list[list[np.ndarray]]) -> np.ndarray:
         order = self._order()

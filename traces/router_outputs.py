@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from moesim.errors import InputError
@@ -121,10 +122,10 @@ def find_routers(model: nn.Module) -> list[Router]:
             "the model has no MoE layer",
             field="model",
             found=type(model).__name__,
-            fix="see --help",
+            fix="choose a model of experts",
         )
     routers.sort(key=lambda router: router.layer)
-    for first, second in zip(routers[:-1], routers[1:], strict=True):
+    for first, second in pairwise(routers):
         if first.layer == second.layer:
             raise InputError(
                 f"two routers in layer {first.layer}: encoder-decoder models and models of several "
@@ -158,8 +159,8 @@ def _refuse_unknown(name: str, module: nn.Module, known: set[int]) -> None:
             raise InputError(
                 f"the router {path} is of a class that cannot be recorded",
                 field=path,
-                found=f"{type(suspect).__module__}.{type(suspect).__qualname__}",
-                allowed=", ".join(sorted(STANDARD_ROUTERS | {"Llama4Router"})),
+                found=type(suspect).__name__,
+                allowed="the routers listed in moesim/traces/router_outputs.py",
             )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 
 __all__ = [
@@ -20,7 +22,8 @@ def gini(loads: np.ndarray) -> np.ndarray:
     rank = np.arange(1, experts + 1)
     total = ordered.sum(axis=-1)
     weighted = (ordered * (2 * rank - experts - 1)).sum(axis=-1)
-    return np.divide(weighted, experts * total, out=np.zeros_like(total), where=total > 0)
+    result: np.ndarray = np.where(total > 0, weighted / np.maximum(experts * total, 1e-300), 0.0)
+    return result
 
 
 def domain_distance(loads: np.ndarray) -> float:
@@ -69,11 +72,12 @@ def adjacent_overlap(routing: np.ndarray, first: np.ndarray, experts: int) -> fl
         return 0.0
     layers, tokens, top_k = routing.shape
     shared = 0
+    pairs = layers * int(np.count_nonzero(follows)) * top_k
     for layer in range(layers):
         used = np.zeros((tokens, experts), dtype=bool)
         np.put_along_axis(used, routing[layer].astype(np.int64), True, axis=1)
         shared += int(np.count_nonzero((used[1:] & used[:-1])[follows]))
-    return shared / (layers * int(follows.sum()) * top_k)
+    return float(shared / pairs)
 
 
 def interlayer_mutual_information_bits(
@@ -101,7 +105,7 @@ def interlayer_mutual_information_bits(
             [
                 _mutual_information_bits(a, b, experts)
                 - _mutual_information_bits(a, b[order], experts)
-                for a, b in zip(routing[:-1], routing[1:], strict=True)
+                for a, b in pairwise(routing)
             ]
         )
     )

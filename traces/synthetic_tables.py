@@ -51,8 +51,9 @@ class LayerTables:
 
 def zipf_popularity(rng: np.random.Generator, experts: int, skew: float) -> np.ndarray:
     """[E] float64 summing to 1: rank^−skew with the ranks in random order."""
-    popularity = rng.permutation(np.arange(1, experts + 1, dtype=np.float64) ** -skew)
-    return popularity / popularity.sum()
+    popularity: np.ndarray = rng.permutation(np.arange(1, experts + 1, dtype=np.float64) ** -skew)
+    popularity /= popularity.sum()
+    return popularity
 
 
 def balanced_preference(
