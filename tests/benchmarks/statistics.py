@@ -51,13 +51,14 @@ def write_synthetic(folder: Path, args) -> Trace:
     rng = np.random.default_rng(args.seed)
     dtype = routing_dtype(args.experts)
     shape = (args.layers, args.tokens, args.top_k)
-    routing = np.lib.format.open_memmap(folder / "routing.npy", "w+", dtype, shape)
-    for layer in range(args.layers):
-        pool = choose(min(16384, args.tokens), args.top_k, args.experts, args.skew, rng)
-        for start in range(0, args.tokens, CHUNK_TOKENS):
-            part = routing[layer, start : start + CHUNK_TOKENS]
-            part[:] = pool[rng.integers(0, len(pool), len(part))]
-    routing.flush()
+    header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
+    with (folder / "routing.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for _ in range(args.layers):
+            pool = choose(min(16384, args.tokens), args.top_k, args.experts, args.skew, rng)
+            for start in range(0, args.tokens, CHUNK_TOKENS):
+                count = min(CHUNK_TOKENS, args.tokens - start)
+                file.write(pool[rng.integers(0, len(pool), count)])
     manifest = {
         "schema": "moesim.trace/1",
         "model": "synthetic",
@@ -195,7 +196,7 @@ def main() -> None:
             result = measure_speed(trace, args.repeats)
         else:
             del trace
-            # A process of its own: ru_maxrss never falls, and writing the file has raised it here.
+            # A process of its own, since ru_maxrss never falls.
             command = [sys.executable, "-m", "tests.benchmarks.statistics"]
             command += ["--measure-memory-of", folder, "--window-tokens", str(args.window_tokens)]
             answer = subprocess.run(command, check=True, stdout=subprocess.PIPE)
