@@ -37,8 +37,13 @@ __all__ = [
     "solve_milp",
 ]
 
-GRACE_S = 3.0
+GRACE_S = 2.0
 """How long a solver may overstay its time limit before it is stopped."""
+
+_CBC_SCALE = 1e4
+_CBC_ROUNDING = 5e-4
+"""CBC prints its lower bound with three decimals: objectives, which are of the order of 1 here, are
+scaled up for it, and half of the last digit is taken off."""
 
 _GROUP = "__"
 """Constraints are named ``group__index``: the group is what an infeasible model is explained by."""
@@ -157,7 +162,10 @@ def _run_cbc(
 ) -> MilpResult:
     with tempfile.TemporaryDirectory(prefix="moesim-cbc-") as folder:
         mps, solution, first = (Path(folder) / name for name in ("m.mps", "m.sol", "m.start"))
+        objective = model.objective
+        model.setObjective(objective * _CBC_SCALE)
         variables, new_name, _, _ = model.writeMPS(str(mps), rename=1)
+        model.setObjective(objective)
         command = [_cbc_binary(), str(mps), "-timeMode", "elapsed", "-sec", f"{time_limit_s:.3f}"]
         command += ["-ratio", repr(stop_gap), "-threads", "1", "-randomCbcSeed", "1"]
         if start is not None:
@@ -202,7 +210,7 @@ def _run_child(command: list[str], timeout_s: float) -> str | None:
 def _read_cbc(text: str, log: str, old_name: dict[str, str]) -> MilpResult:
     first, _, rest = text.partition("\n")
     told = re.findall(r"^Lower bound:\s+(\S+)", log, re.MULTILINE)
-    bound = float(told[-1]) if told else -math.inf
+    bound = (float(told[-1]) - _CBC_ROUNDING) / _CBC_SCALE if told else -math.inf
     if first.startswith(("Infeasible", "Integer infeasible")):
         return MilpResult(MilpStatus.INFEASIBLE)
     # "Stopped on time (no integer solution - continuous used)" comes with fractional values.
@@ -215,7 +223,7 @@ def _read_cbc(text: str, log: str, old_name: dict[str, str]) -> MilpResult:
             values[old_name[fields[1]]] = float(fields[2])
     if first.startswith("Optimal"):
         if not told:
-            bound = float(first.split()[-1])
+            bound = float(first.split()[-1]) / _CBC_SCALE
         return MilpResult(MilpStatus.SOLVED, values, bound)
     return MilpResult(MilpStatus.LIMIT, values, bound)
 
