@@ -1,8 +1,4 @@
-"""``moesim trace``: import and validate routing traces.
-
-Further commands (``synth``, ``record``, ``stats`` …) are plain functions in modules of their own,
-added to ``app`` with ``app.command("name")(function)`` at the end of this module.
-"""
+"""``moesim trace``: import and validate routing traces, and the group that all trace verbs join."""
 
 from __future__ import annotations
 
@@ -12,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from moesim.cli import trace_record, trace_stats, trace_synth
 from moesim.cli.console import Console, JsonOption, QuietOption
 from moesim.errors import UsageError
 
@@ -27,7 +24,7 @@ FORMATS = "sglang, vllm, trtllm, jsonl, csv, llamacpp"
 SCHEMA = "moesim.trace/1"
 
 
-def import_(  # noqa: PLR0913 - one argument per option
+def import_(
     file: Annotated[Path, typer.Argument(help="What the engine recorded: a file or a folder.")],
     format: Annotated[str, typer.Option("--format", "-f", help=f"One of {FORMATS}.")],
     experts: Annotated[int, typer.Option("--experts", "-e", help="Experts per layer.")],
@@ -158,3 +155,6 @@ def _report_text(report: ValidationReport) -> str:
 
 app.command("import")(import_)
 app.command("validate")(validate)
+app.command("record")(trace_record.record)
+app.command("synth")(trace_synth.synth)
+app.command("stats")(trace_stats.stats)

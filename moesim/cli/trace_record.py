@@ -13,7 +13,7 @@ from moesim.errors import UsageError
 __all__ = ["record"]
 
 
-def record(  # noqa: PLR0913 - one parameter per option
+def record(
     model: Annotated[str, typer.Argument(help="Folder of a Hugging Face model.")],
     text: Annotated[
         list[Path], typer.Option("--text", help="UTF-8 text file, repeatable; each is a domain.")

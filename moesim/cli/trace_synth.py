@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["synth"]
 
 
-def synth(  # noqa: PLR0913 - one parameter per option
+def synth(
     preset: Annotated[
         str | None,
         typer.Option(help="Shape and statistics of: qwen3-30b-a3b, deepseek-v3, mixtral-8x7b."),
