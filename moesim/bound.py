@@ -12,9 +12,9 @@ import heapq
 
 import networkx as nx
 import numpy as np
-from numba import njit
 
 from moesim.cluster import Cluster
+from moesim.compiled import compiled
 from moesim.step import StepEvaluator
 from moesim.workload import Batches
 
@@ -130,7 +130,7 @@ def _tokens_leaving(batches: Batches, place_of: np.ndarray, place: int, slots: i
     return leaving
 
 
-@njit(cache=True)
+@compiled
 def _pairs(routing: np.ndarray, experts: int) -> np.ndarray:
     """[E, E] int64 tokens that use both experts; the diagonal is 0."""
     pairs = np.zeros((experts, experts), np.int64)

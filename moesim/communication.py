@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numba import njit
 
 from moesim.cluster import Cluster
+from moesim.compiled import compiled
 from moesim.placement import Placement
 from moesim.workload import Batches, Phase
 
@@ -107,7 +107,7 @@ def _relays(node_of: np.ndarray) -> np.ndarray:
     return relay
 
 
-@njit(cache=True)
+@compiled
 def _home_rank(  # noqa: PLR0913 - compiled code takes arrays, not objects
     routing: np.ndarray,  # [L, B, K]
     valid_k: np.ndarray,  # [L, B], or [0, 0]: all entries count
@@ -162,7 +162,7 @@ def _home_rank(  # noqa: PLR0913 - compiled code takes arrays, not objects
     totals[2] += total
 
 
-@njit(cache=True)
+@compiled
 def _chain(  # noqa: PLR0913 - compiled code takes arrays, not objects
     routing: np.ndarray,  # [L, B, K]
     valid_k: np.ndarray,  # [L, B], or [0, 0]: all entries count
@@ -251,7 +251,7 @@ def link_time(sent_bytes: np.ndarray, cluster: Cluster) -> LinkTime:
     )
 
 
-@njit(cache=True)
+@compiled
 def _add_routes(
     pairs: np.ndarray,  # [rows, G·G]
     route_offsets: np.ndarray,  # [G·G + 1]

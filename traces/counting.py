@@ -10,11 +10,9 @@ stay in the L1 cache and that an increment need not wait for the one before it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-import numba
 import numpy as np
+
+from moesim.compiled import compiled
 
 __all__ = ["count_groups", "count_ids", "count_pairs"]
 
@@ -22,14 +20,6 @@ _COUNTER_TYPES = (np.uint8, np.uint16, np.uint64)
 _FIRST_BLOCK_TOKENS = 1024
 _WORTHWHILE_BLOCK_TOKENS = 8192
 _LARGEST_BLOCK_TOKENS = 65536
-
-
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile on first use, and keep the machine code on disk where a folder can be written."""
-    try:
-        return numba.njit(nogil=True, cache=True)(function)
-    except RuntimeError:  # numba: "no locator available": package and cache folder are read-only
-        return numba.njit(nogil=True)(function)
 
 
 def count_ids(ids: np.ndarray, bins: int) -> np.ndarray:
@@ -99,7 +89,7 @@ def _plain(array: np.ndarray) -> np.ndarray:
     return view
 
 
-@_compiled
+@compiled
 def _count_ids(ids: np.ndarray, tables: np.ndarray) -> None:
     # Four tables in turn: the same expert twice in a row does not wait for its own last increment.
     one = np.uint32(1)
@@ -113,7 +103,7 @@ def _count_ids(ids: np.ndarray, tables: np.ndarray) -> None:
         tables[0, ids[i]] += one
 
 
-@_compiled
+@compiled
 def _count_groups(ids: np.ndarray, groups: np.ndarray, table: np.ndarray) -> None:
     for t in range(ids.shape[0]):
         row = groups[t]
@@ -121,7 +111,7 @@ def _count_groups(ids: np.ndarray, groups: np.ndarray, table: np.ndarray) -> Non
             table[row, ids[t, k]] += 1
 
 
-@_compiled
+@compiled
 def _count_pairs(first: np.ndarray, second: np.ndarray, counters: np.ndarray) -> None:
     one = counters.dtype.type(1)
     for t in range(first.shape[0]):
@@ -131,7 +121,7 @@ def _count_pairs(first: np.ndarray, second: np.ndarray, counters: np.ndarray) ->
                 counters[a, second[t, j]] += one
 
 
-@_compiled
+@compiled
 def _count_pairs_of_8(first: np.ndarray, second: np.ndarray, counters: np.ndarray) -> None:
     # Top-8 is what most large models use. Written out, the second ids stay in registers.
     one = counters.dtype.type(1)
@@ -150,7 +140,7 @@ def _count_pairs_of_8(first: np.ndarray, second: np.ndarray, counters: np.ndarra
             counters[a, b7] += one
 
 
-@_compiled
+@compiled
 def _move(counters: np.ndarray, table: np.ndarray, pairs: int) -> int:
     """Empty the counters into the table; the fullest one, or 0 and no change if one has wrapped."""
     total = np.uint64(0)

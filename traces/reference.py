@@ -24,6 +24,7 @@ def count_groups(ids: np.ndarray, groups: np.ndarray, table: np.ndarray) -> None
 def count_pairs(first: np.ndarray, second: np.ndarray, table: np.ndarray) -> None:
     """Add every ordered pair (id of first [T, K], id of second [T, K]) of the same token."""
     bins = table.shape[1]
-    for row_ids in first.T.astype(np.int64):
+    for k in range(first.shape[1]):
+        row_ids = first[:, k].astype(np.int64)
         cells = row_ids[:, None] * bins + second
         table += np.bincount(cells.reshape(-1), minlength=table.size).reshape(table.shape)

@@ -93,8 +93,10 @@ def _is_int64(value: Any) -> bool:
 
 
 def _key(key: Any) -> str | int:
-    if isinstance(key, str) or _is_int64(key):
-        return key  # type: ignore[no-any-return]
+    if isinstance(key, str):
+        return key
+    if _is_int64(key):
+        return int(key)
     raise _Refused(f"a key of type {type(key).__name__}")
 
 
