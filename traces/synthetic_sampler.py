@@ -29,7 +29,7 @@ _LOW = np.uint64(0xFFFFFFFF)
 _S11, _S27, _S30, _S31, _S32 = (np.uint64(n) for n in (11, 27, 30, 31, 32))
 _ONE = np.uint64(1)
 # Below this remaining probability, rejecting what is taken already costs more than one scan.
-_SCAN_BELOW = 0.05
+_SCAN_BELOW = 0.02
 
 
 @njit(cache=True, nogil=True, inline="always")

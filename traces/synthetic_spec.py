@@ -41,7 +41,8 @@ class GeneratorSpec(Document):
         locality: 0 … 1, probability that a token keeps the topic of the token before it in the same
             request; 1 gives every request one topic.
         reuse: 0 … 1, mean share of the experts that a token takes over from the token before it
-            where it keeps the topic; chance repetitions come on top.
+            where it keeps the topic; chance repetitions come on top. The default is that of the
+            bundled sample of real routing. Without locality it has no effect.
         groups: Groups of consecutive experts (device or node groups); 1 if routing is not limited.
         groups_per_token: At most so many groups serve one token in one layer.
         request_tokens: Mean length of a request, prompt and answer.

@@ -56,7 +56,7 @@ def synth(
     request_tokens: Annotated[int | None, typer.Option(help="Mean length of a request.")] = None,
     gates: Annotated[bool, typer.Option("--gates", help="Write router weights too.")] = False,
     counts_only: Annotated[
-        bool, typer.Option("--counts-only", help="Write counts.npy [layers, experts] alone.")
+        bool, typer.Option("--counts-only", help="Write counts.npy (layers × experts) alone.")
     ] = False,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
