@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+ROOT = str(Path(__file__).parent.parent)
 LINKED_FOLDERS = ("planners", "kernels", "traces", "reports", "hwprofiles")
+
+
+# `python -m pytest` puts the checkout on the path, where other packages would find the linked
+# folders: transformers looks for a package called kernels.
+sys.path[:] = [entry for entry in sys.path if entry not in (ROOT, "")]
 
 
 @pytest.fixture(scope="session", autouse=True)

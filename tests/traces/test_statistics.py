@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moesim import compiled
 from moesim.errors import InputError, UsageError
 from moesim.traces import chunks, counting, reference, statistics
 from moesim.traces.bundle import (
@@ -350,8 +351,8 @@ def test_without_a_folder_for_machine_code(monkeypatch):
             raise RuntimeError("cannot cache function: no locator available")
         return lambda function: function
 
-    monkeypatch.setattr(counting.numba, "njit", njit)
-    assert counting._compiled(len) is len
+    monkeypatch.setattr(compiled.numba, "njit", njit)
+    assert compiled.compiled(len) is len
     assert calls == [True, False]
 
 
