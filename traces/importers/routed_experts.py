@@ -23,7 +23,9 @@ from moesim.safe_io import map_npy, parse_npy, read_json, read_json_lines
 from moesim.traces.importers.contents import PHASES, Requests
 from moesim.traces.importers.padded import Padded
 
-__all__ = ["Chain", "decode", "join", "read_values"]
+__all__ = ["Chain", "data_files", "decode", "join", "read_values", "token_count"]
+
+SUFFIXES = frozenset({".npy", ".json", ".jsonl", ".ndjson"})
 
 _PREFILL, _DECODE = np.uint8(PHASES.index("prefill")), np.uint8(PHASES.index("decode"))
 
@@ -41,6 +43,31 @@ class Chain:
     ids: np.ndarray
     prompt_tokens: int | None = None
     first_position: int = 0
+
+
+def data_files(path: Path, suffixes: frozenset[str] = SUFFIXES) -> list[Path]:
+    """The file itself, or the files with these endings in a folder, by name.
+
+    Raises:
+        InputError: If the folder has none.
+    """
+    if not path.is_dir():
+        return [path]
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in suffixes)
+    if not files:
+        raise InputError(
+            "no files to read in the folder",
+            file=path,
+            allowed=", ".join(f"*{suffix}" for suffix in sorted(suffixes)),
+            fix="name the folder that holds the recording",
+        )
+    return files
+
+
+def token_count(usage: object, key: str) -> int | None:
+    """A token count of a response's ``usage`` or ``meta_info``; None if it is not there."""
+    value = usage.get(key) if isinstance(usage, dict) else None
+    return value if type(value) is int and 0 <= value < 2**31 else None
 
 
 def read_values(file: Path) -> Iterator[tuple[str, Any]]:

@@ -21,14 +21,18 @@ from moesim.safe_io import read_json
 from moesim.traces.counts import logical_count
 from moesim.traces.importers.contents import ImportOptions, Routing, StepCounts
 from moesim.traces.importers.padded import strip_padding
-from moesim.traces.importers.routed_experts import Chain, decode, join, read_values
+from moesim.traces.importers.routed_experts import (
+    Chain,
+    data_files,
+    decode,
+    join,
+    read_values,
+    token_count,
+)
 from moesim.traces.importers.sglang_recorder import import_recorder
 from moesim.traces.importers.step_counts import strip_idle
-from moesim.traces.importers.vllm import data_files, token_count
 
 __all__ = ["import_sglang"]
-
-_RESPONSES = {".npy", ".json", ".jsonl", ".ndjson"}
 
 
 def import_sglang(path: Path, options: ImportOptions) -> Routing | StepCounts:
@@ -61,7 +65,7 @@ def _files(path: Path) -> list[Path]:
             raise InputError("no file matches the pattern", file=path, fix="check the path")
         return files
     dumps = path.is_dir() and any(path.glob("*.pt"))
-    return data_files(path, {".pt"} if dumps else _RESPONSES)
+    return data_files(path, frozenset({".pt"})) if dumps else data_files(path)
 
 
 def _logical_count(content: object, file: Path, options: ImportOptions) -> StepCounts:

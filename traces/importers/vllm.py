@@ -18,11 +18,16 @@ import numpy as np
 from moesim.errors import InputError
 from moesim.traces.importers.contents import ImportOptions, Routing
 from moesim.traces.importers.padded import strip_padding
-from moesim.traces.importers.routed_experts import Chain, decode, join, read_values
+from moesim.traces.importers.routed_experts import (
+    Chain,
+    data_files,
+    decode,
+    join,
+    read_values,
+    token_count,
+)
 
-__all__ = ["data_files", "import_vllm", "token_count"]
-
-_SUFFIXES = {".npy", ".json", ".jsonl", ".ndjson"}
+__all__ = ["import_vllm"]
 
 
 def import_vllm(path: Path, options: ImportOptions) -> Routing:
@@ -33,7 +38,7 @@ def import_vllm(path: Path, options: ImportOptions) -> Routing:
     """
     chains: list[Chain] = []
     dialects = set()
-    for file in data_files(path, _SUFFIXES):
+    for file in data_files(path):
         for field, value in read_values(file):
             if isinstance(value, dict):
                 dialects.add("responses")
@@ -42,27 +47,6 @@ def import_vllm(path: Path, options: ImportOptions) -> Routing:
                 dialects.add("array")
                 chains.append(Chain(decode(value, file, field)))
     return strip_padding(join(chains, path, named=False), options, "+".join(sorted(dialects)))
-
-
-def data_files(path: Path, suffixes: set[str]) -> list[Path]:
-    """The file itself, or the files with these endings in a folder, by name."""
-    if not path.is_dir():
-        return [path]
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() in suffixes)
-    if not files:
-        raise InputError(
-            "no files to read in the folder",
-            file=path,
-            allowed=", ".join(f"*{suffix}" for suffix in sorted(suffixes)),
-            fix="name the folder that holds the recording",
-        )
-    return files
-
-
-def token_count(usage: object, key: str) -> int | None:
-    """A token count of a response's ``usage`` or ``meta_info``; None if it is not there."""
-    value = usage.get(key) if isinstance(usage, dict) else None
-    return value if type(value) is int and 0 <= value < 2**31 else None
 
 
 def _chains(
