@@ -132,31 +132,28 @@ def _home_rank(  # noqa: PLR0913 - compiled code takes arrays, not objects
             home = token // tokens_per_device
             valid = top_k if valid_k.shape[0] == 0 else valid_k[layer, token]
             total += valid
+            # The home has every vector already, and is its own relay within its node.
+            device_seen[home] = stamp
+            node_seen[node_of[home]] = stamp
             for k in range(valid):
                 expert = routing[layer, token, k]
-                slot = slots_of[layer, expert, token % copies_of[layer, expert]]
+                replicas = copies_of[layer, expert]
+                slot = slots_of[layer, expert, token % replicas if replicas > 1 else 0]
                 slot_tokens[layer, slot] += 1
                 device = device_of_slot[slot]
-                if device == home:
-                    continue
-                remote += 1
-                away = node_of[device] != node_of[home]
-                internode += away
+                node = node_of[device]
+                remote += device != home
+                internode += node != node_of[home]
                 if not by_node:
-                    copies[layer, home, device] += 1
+                    copies[layer, home, device] += device != home
                     continue
-                if device_seen[device] == stamp:
-                    continue
+                sender = relay[home, node]
+                new_device = device_seen[device] != stamp
+                new_node = node_seen[node] != stamp
                 device_seen[device] = stamp
-                sender = home
-                if away:
-                    node = node_of[device]
-                    sender = relay[home, node]
-                    if node_seen[node] != stamp:
-                        node_seen[node] = stamp
-                        copies[layer, home, sender] += 1
-                if sender != device:
-                    copies[layer, sender, device] += 1
+                node_seen[node] = stamp
+                copies[layer, home, sender] += new_node
+                copies[layer, sender, device] += new_device & (sender != device)
     totals[0] += remote
     totals[1] += internode
     totals[2] += total
