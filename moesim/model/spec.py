@@ -264,6 +264,9 @@ class ModelSpec(Document):
         return self.to_dict() | {
             "total_parameters": self.total_parameters,
             "active_parameters": self.active_parameters,
+            "active_parameters_without_input_embedding": (
+                self.active_parameters - self.parameters.embedding
+            ),
             "mtp_parameters": self.mtp_parameters,
             "parameters": self.parameters.to_dict(),
             "expert_parameters": self.expert_parameters,
