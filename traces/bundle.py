@@ -116,7 +116,8 @@ class Trace:
         parquet = require("pyarrow.parquet", "parquet", "reading requests.parquet")
         arrow_error = require("pyarrow", "parquet", "reading requests.parquet").ArrowException
         try:
-            frame: pd.DataFrame = parquet.read_table(file).to_pandas()
+            # The index that pandas notes in the metadata is not needed, and may be damaged.
+            frame: pd.DataFrame = parquet.read_table(file).to_pandas(ignore_metadata=True)
         except (OSError, ValueError, MemoryError, arrow_error) as error:
             raise InputError("not a usable parquet file", file=file, found=str(error)) from error
         if len(frame) != self.manifest.tokens:
