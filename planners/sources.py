@@ -114,7 +114,7 @@ def from_counts(
     Raises:
         InputError: If the counts cannot be used or are not of this model.
     """
-    counts = read_counts(file)
+    counts = read_counts(file, experts=model.experts, moe_layers=model.moe_layers)
     expected = (len(model.moe_layers), model.experts)
     if counts.loads.shape != expected:
         raise InputError(
