@@ -232,8 +232,8 @@ def _detail(
         detail["memory_deviation_experts"] = off
         if off > 1e-9:
             notes.append(
-                "equal memory (E·L/G experts per device) has no solution with the cluster sizes "
-                f"of ILP 1: relaxed, devices are off by {off:g} experts in sum"
+                "no mapping of ILP 1's cluster sizes gives every device E·L/G experts: relaxed, "
+                f"devices are off by {off:g} experts in sum"
             )
         if problem.slots > problem.experts:
             notes.append("redundant slots stay unused: the published form has no copies")
