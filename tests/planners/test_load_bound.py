@@ -32,7 +32,7 @@ def tiny_problem(rng):
 def test_bound_is_below_the_optimum_and_often_meets_it():
     rng = np.random.default_rng(0)
     met = close = 0
-    for _ in range(400):
+    for _ in range(250):
         problem = tiny_problem(rng)
         bound, optimum = finish_load_bound(problem)[0], best_finish(problem)
         assert bound <= optimum * (1 + 1e-12), problem
@@ -40,8 +40,8 @@ def test_bound_is_below_the_optimum_and_often_meets_it():
         found = largest_finish_load(run_planner("lpt-swap", problem).physical_to_logical, problem)
         assert found[0] >= optimum * (1 - 1e-9)
         close += found[0] <= optimum * 1.05 + 1e-12
-    assert met > 200
-    assert close > 300
+    assert met > 125
+    assert close > 190
 
 
 def test_bound_with_free_sizes():
