@@ -28,7 +28,7 @@ from moesim.planners.introsort import STABLE_UP_TO, descending_order
 from moesim.planners.problem import PlacementProblem
 from moesim.planners.replicate import replicate
 
-__all__ = ["eplb", "eplb_global", "eplb_hierarchical", "rebalance"]
+__all__ = ["eplb", "eplb_global", "eplb_hierarchical", "keeps_groups", "rebalance"]
 
 _VECTOR = 8
 """float32 lanes of the AVX2 kernel that torch adds up with (on AVX-512 machines too)."""
@@ -47,6 +47,12 @@ def eplb(problem: PlacementProblem) -> np.ndarray:
     return eplb_global(problem)
 
 
+def keeps_groups(problem: PlacementProblem) -> bool:
+    """Whether whole routing groups can be spread evenly over the nodes."""
+    groups = problem.routing_groups
+    return groups % problem.nodes == 0 and problem.experts % groups == 0
+
+
 def eplb_hierarchical(problem: PlacementProblem) -> np.ndarray:
     """EPLB that keeps every routing group on one node.
 
@@ -57,7 +63,7 @@ def eplb_hierarchical(problem: PlacementProblem) -> np.ndarray:
         InfeasibleError: If the groups do not divide by the nodes, or the experts by the groups.
     """
     groups, nodes = problem.routing_groups, problem.nodes
-    if groups % nodes or problem.experts % groups:
+    if not keeps_groups(problem):
         raise InfeasibleError(
             f"hierarchical EPLB keeps routing groups whole: {problem.experts} experts in {groups} "
             f"groups cannot be split evenly over {nodes} nodes; use eplb-global"

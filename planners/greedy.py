@@ -19,9 +19,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moesim.planners.eplb import eplb_global
+from moesim.planners.eplb import eplb_global, eplb_hierarchical, keeps_groups
 from moesim.planners.load_bound import finish_load_bound
-from moesim.planners.problem import PlacementProblem, device_finish_load
+from moesim.planners.problem import PlacementProblem
 from moesim.planners.replicate import replicate
 
 __all__ = ["Copies", "lpt", "lpt_swap", "make_copies", "pack"]
@@ -58,7 +58,7 @@ def lpt_swap(problem: PlacementProblem) -> np.ndarray:
     spare slot left empty. Only in those layers do copies of an expert share a device.
 
     Returns:
-        [L, S] int32 physical_to_logical, in no layer less even than EPLB's global policy.
+        [L, S] int32 physical_to_logical, in no layer less even than either policy of EPLB.
     """
     from moesim.planners.swap import swap_pairs  # numba: half a second
 
@@ -66,16 +66,17 @@ def lpt_swap(problem: PlacementProblem) -> np.ndarray:
     speeds, devices = _by_speed(problem)
     expert, load = pack(make_copies(problem), speeds)
     swap_pairs(expert, load, speeds, bound)
-    table = _to_table(expert, devices)
-    finish = device_finish_load(table, problem).max(1)
-
-    rival = eplb_global(problem)
-    better = device_finish_load(rival, problem).max(1) < finish * (1 - 1e-9)
-    if better.any():
-        expert, load = _split(rival[better], problem.loads[better], devices)
-        swap_pairs(expert, load, speeds, bound[better])
-        table[better] = _to_table(expert, devices)
-    return table
+    finish = _largest_finish(load, speeds)
+    for policy in (eplb_global, eplb_hierarchical):
+        if policy is eplb_hierarchical and not keeps_groups(problem):
+            continue
+        rival, rival_load = _shelves(policy(problem), problem.loads, problem.devices)
+        better = _largest_finish(rival_load, speeds) < finish * (1 - 1e-9)
+        if better.any():
+            rival, rival_load = rival[better], rival_load[better]
+            swap_pairs(rival, rival_load, speeds, bound[better])
+            expert[better], finish[better] = rival, _largest_finish(rival_load, speeds)
+    return _to_table(expert, devices)
 
 
 def make_copies(problem: PlacementProblem) -> Copies:
@@ -184,16 +185,25 @@ def _by_speed(problem: PlacementProblem) -> tuple[np.ndarray, np.ndarray]:
     return problem.speed_factors[devices], devices
 
 
-def _split(
-    table: np.ndarray, loads: np.ndarray, devices: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """A table as [L, G, S/G] experts and loads, devices in the given order."""
+def _shelves(table: np.ndarray, loads: np.ndarray, devices: int) -> tuple[np.ndarray, np.ndarray]:
+    """What every device holds, as [L, S/G] experts and tokens, heaviest device first.
+
+    EPLB takes all devices for equally fast; with its heaviest device in the place of the fastest
+    one, and so on, no answer of its gets worse.
+    """
     layers = len(table)
     count = np.zeros(loads.shape)
     np.add.at(count, (np.arange(layers)[:, None], table), 1)
-    load = np.take_along_axis(loads / count, table, 1).reshape(layers, len(devices), -1)
-    expert = table.reshape(load.shape).astype(np.int64)
-    return np.ascontiguousarray(expert[:, devices]), np.ascontiguousarray(load[:, devices])
+    load = np.take_along_axis(loads / count, table, 1).reshape(layers, devices, -1)
+    heavy_first = np.argsort(-load.sum(2), axis=1, kind="stable")[..., None]
+    expert = np.take_along_axis(table.reshape(load.shape).astype(np.int64), heavy_first, 1)
+    return expert, np.take_along_axis(load, heavy_first, 1)
+
+
+def _largest_finish(load: np.ndarray, speeds: np.ndarray) -> np.ndarray:
+    """[L] load over speed of the device that finishes last."""
+    result: np.ndarray = (load.sum(2) / speeds).max(1)
+    return result
 
 
 def _to_table(expert: np.ndarray, devices: np.ndarray) -> np.ndarray:

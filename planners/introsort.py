@@ -23,95 +23,77 @@ STABLE_UP_TO = 16
 
 def descending_order(keys: Sequence[float]) -> list[int]:
     """Indices that sort the keys from large to small, equal keys in ``std::sort``'s order."""
-    order = list(range(len(keys)))
-    if len(keys) > STABLE_UP_TO:
-        depth_limit = 2 * (len(keys).bit_length() - 1)
-        _introsort(keys, order, 0, len(keys), depth_limit)
-        _insertion_sort(keys, order, STABLE_UP_TO)
-        for place in range(STABLE_UP_TO, len(keys)):
-            _sink(keys, order, place)
-    else:
-        _insertion_sort(keys, order, len(keys))
-    return order
+    size = len(keys)
+    rank = {key: place for place, key in enumerate(sorted(set(keys), reverse=True))}
+    # One integer per element, rank · n + index: comparing ranks needs no second look-up.
+    codes = [rank[key] * size + index for index, key in enumerate(keys)]
+    if size > STABLE_UP_TO:
+        _split(codes, 0, size, 2 * (size.bit_length() - 1))
+    # The insertion sort at the end is stable, so any stable sort gives its result.
+    codes.sort(key=lambda code: code // size)
+    return [code % size for code in codes]
 
 
-def _introsort(keys: Sequence[float], order: list[int], first: int, last: int, depth: int) -> None:
+def _split(codes: list[int], first: int, last: int, depth: int) -> None:
+    """Quicksort's part: split until at most 16 elements are left in every section."""
+    size = len(codes)
     while last - first > STABLE_UP_TO:
         if depth == 0:
-            _heapsort(keys, order, first, last)
+            _heapsort(codes, first, last)
             return
         depth -= 1
         middle = first + (last - first) // 2
-        _median_to_front(keys, order, first, (first + 1, middle, last - 1))
-        cut = _partition(keys, order, first + 1, last, keys[order[first]])
-        _introsort(keys, order, cut, last, depth)
+        _median_to_front(codes, first, (first + 1, middle, last - 1))
+        pivot = codes[first] // size
+        cut = _partition(codes, first + 1, last, pivot * size, (pivot + 1) * size)
+        _split(codes, cut, last, depth)
         last = cut
 
 
-def _median_to_front(
-    keys: Sequence[float], order: list[int], front: int, places: tuple[int, int, int]
-) -> None:
+def _median_to_front(codes: list[int], front: int, places: tuple[int, int, int]) -> None:
     one, two, three = places
-    a, b, c = (keys[order[place]] for place in places)
-    if a > b:
-        median = two if b > c else three if a > c else one
+    a, b, c = (codes[place] // len(codes) for place in places)
+    if a < b:
+        median = two if b < c else three if a < c else one
     else:
-        median = one if a > c else three if b > c else two
-    order[front], order[median] = order[median], order[front]
+        median = one if a < c else three if b < c else two
+    codes[front], codes[median] = codes[median], codes[front]
 
 
-def _partition(keys: Sequence[float], order: list[int], low: int, high: int, pivot: float) -> int:
+def _partition(codes: list[int], low: int, high: int, before: int, behind: int) -> int:
+    """Codes below ``before`` go before the pivot's rank, codes from ``behind`` on behind it."""
     # The pivot is a median of three, so both scans meet something that stops them.
     while True:
-        while keys[order[low]] > pivot:
+        while codes[low] < before:
             low += 1
         high -= 1
-        while pivot > keys[order[high]]:
+        while codes[high] >= behind:
             high -= 1
         if low >= high:
             return low
-        order[low], order[high] = order[high], order[low]
+        codes[low], codes[high] = codes[high], codes[low]
         low += 1
 
 
-def _insertion_sort(keys: Sequence[float], order: list[int], last: int) -> None:
-    for place in range(1, last):
-        moved = order[place]
-        if keys[moved] > keys[order[0]]:
-            order[1 : place + 1] = order[:place]
-            order[0] = moved
-        else:
-            _sink(keys, order, place)
-
-
-def _sink(keys: Sequence[float], order: list[int], place: int) -> None:
-    moved = order[place]
-    key = keys[moved]
-    while key > keys[order[place - 1]]:
-        order[place] = order[place - 1]
-        place -= 1
-    order[place] = moved
-
-
-def _heapsort(keys: Sequence[float], order: list[int], first: int, last: int) -> None:
-    heap = order[first:last]
+def _heapsort(codes: list[int], first: int, last: int) -> None:
+    heap = codes[first:last]
+    size = len(codes)
     for parent in range((len(heap) - 2) // 2, -1, -1):
-        _adjust_heap(keys, heap, parent, len(heap), heap[parent])
+        _adjust_heap(heap, parent, len(heap), heap[parent], size)
     for end in range(len(heap) - 1, 0, -1):
         value = heap[end]
         heap[end] = heap[0]
-        _adjust_heap(keys, heap, 0, end, value)
-    order[first:last] = heap
+        _adjust_heap(heap, 0, end, value, size)
+    codes[first:last] = heap
 
 
-def _adjust_heap(
-    keys: Sequence[float], heap: list[int], hole: int, length: int, value: int
-) -> None:
+def _adjust_heap(heap: list[int], hole: int, length: int, value: int, size: int) -> None:
+    """Sink the hole to the bottom along the larger ranks, then raise the value from there."""
     top = hole
     child = hole
     while child < (length - 1) // 2:
         child = 2 * child + 2
-        if keys[heap[child]] > keys[heap[child - 1]]:
+        if heap[child] // size < heap[child - 1] // size:
             child -= 1
         heap[hole] = heap[child]
         hole = child
@@ -120,7 +102,7 @@ def _adjust_heap(
         heap[hole] = heap[child]
         hole = child
     parent = (hole - 1) // 2
-    while hole > top and keys[heap[parent]] > keys[value]:
+    while hole > top and heap[parent] // size < value // size:
         heap[hole] = heap[parent]
         hole = parent
         parent = (hole - 1) // 2

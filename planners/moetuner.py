@@ -62,7 +62,7 @@ def moetuner_free(problem: PlacementProblem) -> PlannerAnswer:
     """Both ILPs as published, with free cluster sizes.
 
     Returns:
-        Rows padded with −1: as wide as the largest cluster needs.
+        Rows padded with −1, and wider than S if the largest cluster needs it.
 
     Raises:
         InfeasibleError: If there are fewer experts than devices.
@@ -180,7 +180,8 @@ def _table(
     device: np.ndarray,
     problem: PlacementProblem,
 ) -> np.ndarray:
-    room = max(int(answer.member.sum(0).max()) for answer in clusters)
+    largest = max(int(answer.member.sum(0).max()) for answer in clusters)
+    room = max(largest, problem.slots_per_device)
     table = np.full((problem.layers, problem.devices, room), -1, np.int32)
     for index, (layer, answer) in enumerate(zip(layers, clusters, strict=True)):
         for cluster, where in enumerate(device[index]):
@@ -232,8 +233,8 @@ def _detail(
         detail["memory_deviation_experts"] = off
         if off > 1e-9:
             notes.append(
-                "equal memory (E·L/G experts per device) has no solution with the cluster sizes "
-                f"of ILP 1: relaxed, devices are off by {off:g} experts in sum"
+                "no mapping of ILP 1's cluster sizes gives every device E·L/G experts: relaxed, "
+                f"devices are off by {off:g} experts in sum"
             )
         if problem.slots > problem.experts:
             notes.append("redundant slots stay unused: the published form has no copies")

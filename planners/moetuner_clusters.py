@@ -163,7 +163,7 @@ def balanced_clusters(
             member, objective = found, deviation(items, found)
     solved = result.status is MilpStatus.SOLVED
     outcome = SolveOutcome.WITHIN_GAP if solved else SolveOutcome.FEASIBLE
-    return _answer(member, objective, min(bound, objective), outcome)
+    return _answer(member, objective, bound, outcome)
 
 
 def _model(items: LayerItems) -> tuple[pulp.LpProblem, dict[tuple[int, int], Any]]:
@@ -209,6 +209,7 @@ def _is_clustering(items: LayerItems, member: np.ndarray) -> bool:
 def _answer(
     member: np.ndarray, objective: float, bound: float, outcome: SolveOutcome
 ) -> ClusterAnswer:
+    bound = min(bound, objective)
     if relative_gap(objective, bound) <= PROVEN:
         outcome = SolveOutcome.OPTIMAL
     return ClusterAnswer(member, objective, bound, outcome)

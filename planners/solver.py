@@ -16,7 +16,6 @@ import re
 import shutil
 import subprocess
 import tempfile
-import threading
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -261,7 +260,10 @@ def _run_highs(
         first.col_value = [start.get(name, 0.0) for name in names]
         highs.setSolution(first)
     highs.HandleUserInterrupt = True
-    if not _join(highs.startSolve(), highs, time_limit_s + GRACE_S):
+    if highs.is_solver_running():  # an earlier solve that would not stop
+        return MilpResult(MilpStatus.NOTHING)
+    highs.startSolve()
+    if not _wait(highs, time_limit_s + GRACE_S):
         return MilpResult(MilpStatus.NOTHING)
     info, status = highs.getInfo(), highs.getModelStatus()
     if status in (
@@ -279,12 +281,16 @@ def _run_highs(
     )
 
 
-def _join(thread: threading.Thread, highs: Any, timeout_s: float) -> bool:
-    """Wait for a solve; stop it on time-out and when anything (Ctrl-C) interrupts the wait."""
+def _wait(highs: Any, timeout_s: float) -> bool:
+    """Wait for a solve; stop it on time-out and when anything (Ctrl-C) interrupts the wait.
+
+    Not by ``Thread.join``: in Python 3.11 an interrupted join takes the thread for ended.
+    """
+    done = False
     try:
-        thread.join(timeout_s)
+        done, _ = highs.wait(timeout_s)
     finally:
-        if thread.is_alive():
+        if not done:
             highs.cancelSolve()
-            thread.join(GRACE_S)
-    return not thread.is_alive()
+            done, _ = highs.wait(GRACE_S)
+    return done
