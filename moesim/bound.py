@@ -81,30 +81,49 @@ def _hottest_s(evaluator: StepEvaluator, total: np.ndarray, slots: int) -> np.nd
 def _home_rank_s(evaluator: StepEvaluator, counts: np.ndarray, per_device: int) -> float:
     """Σ seconds of dispatch and combine over batches and layers.
 
-    A device (or node) with q slots serves at home at most the q experts that its own tokens use
-    most; what is left must leave it. In decode every expert served elsewhere is a copy sent. In
-    prefill one copy serves all the experts of a token that the receiver holds, but a token that is
-    not served at home entirely needs at least one.
+    Two reasons why tokens must leave their device (node): with q slots it serves at home at most
+    the q experts that its own tokens use most; and with R further slots in all, only R times can an
+    expert be at home in more than one place. In decode every expert served elsewhere is a copy
+    sent. In prefill one copy serves all the experts of a token that the receiver holds, but a token
+    that is not served at home entirely needs at least one.
     """
     batches, cluster = evaluator.batches, evaluator.cluster
     node_of = cluster.domain_of_device
     members = np.bincount(node_of)
+    redundant = per_device * cluster.devices - batches.experts
     largest = per_device * int(members.max()) if len(members) > 1 else per_device
+    shared = min(batches.top_k, largest) if evaluator.phase == "prefill" else 1
     busiest = np.zeros(counts.shape[:2])  # vectors over the cut's bytes/s, the largest of all cuts
     for place_of, cuts, slots in (
         (np.arange(cluster.devices), _device_cuts(cluster), np.full(cluster.devices, per_device)),
         (node_of, _node_cuts(cluster), per_device * members),
     ):
+        if not np.isfinite(cuts).all():
+            continue
+        used = np.stack([counts[:, :, place_of == p].sum(axis=2) for p in range(len(cuts))], axis=2)
+        busiest = np.maximum(busiest, _not_everywhere(used, redundant) / shared / cuts.sum())
         for place, cut in enumerate(cuts):
-            if not np.isfinite(cut):
-                continue
-            used = np.sort(counts[:, :, place_of == place].sum(axis=2), axis=-1)[..., ::-1]
-            copies = used[..., int(slots[place]) :].sum(axis=-1)
+            ranked = np.sort(used[:, :, place], axis=-1)[..., ::-1]
+            copies = ranked[..., int(slots[place]) :].sum(axis=-1) / shared
             if evaluator.phase == "prefill":
                 leaving = _tokens_leaving(batches, place_of, place, int(slots[place]))
-                copies = np.maximum(copies / min(batches.top_k, largest), leaving)
+                copies = np.maximum(copies, leaving)
             busiest = np.maximum(busiest, copies / cut)
     return float(busiest.sum() * (evaluator.dispatch_bytes + evaluator.combine_bytes))
+
+
+def _not_everywhere(used: np.ndarray, redundant: int) -> np.ndarray:
+    """[W, L] assignments served away from home, at least.
+
+    Args:
+        used: [W, L, places, E] assignments by the place that the token comes from.
+        redundant: R, slots beyond one per expert.
+    """
+    best = used.max(axis=2)
+    # Every further copy makes an expert at home in one more place, at most its next best.
+    others = np.sort(used, axis=2)[:, :, :-1].reshape(*used.shape[:2], -1)
+    gained = np.sort(others, axis=-1)[..., max(others.shape[-1] - redundant, 0) :].sum(axis=-1)
+    return used.sum(axis=(2, 3)) - best.sum(axis=-1) - gained
 
 
 def _tokens_leaving(batches: Batches, place_of: np.ndarray, place: int, slots: int) -> np.ndarray:

@@ -136,8 +136,9 @@ def from_counts(
         name=file.name,
         sha256=counts.sha256,
         note=(
-            f"{counts.source}; only counts are known, so each layer's routing is assumed to be "
-            "independent of the others and of its neighbours"
+            ("" if counts.source == file.name else f"{counts.source}; ")
+            + "only counts are known, so each layer's routing is assumed to be independent of the "
+            "others, and a token's experts of one another"
         ),
         tokens=round(counts.loads[0].sum() / model.top_k),
         moe_layers=model.moe_layers,
