@@ -15,7 +15,7 @@ from moesim.placement import Placement, read_plan
 from moesim.planners.moves import limit_moves
 from moesim.planners.outcome import Bound, PlannerScore, PlanOutcome, PlanRequest
 from moesim.planners.problem import PlacementProblem
-from moesim.planners.registry import PLANNERS, run_planner
+from moesim.planners.registry import PLANNERS, find_planner, run_planner
 from moesim.planners.sources import PlanWorkload, from_counts, from_trace
 from moesim.safe_io import sha256_file
 from moesim.traces.bundle import open_trace, sample_path
@@ -54,6 +54,9 @@ def make_plan(request: PlanRequest, say: Callable[[str], object] = lambda _: Non
         raise UsageError(
             "--max-moves counts changes against a plan: give it with --warm-start FILE"
         )
+    names = [BASELINE, *([request.planner] if request.planner != "auto" else AUTO)]
+    for name in names:
+        find_planner(name)
     sample = request.trace is None and request.load is None
     cluster = load_cluster(request.cluster or SAMPLE_CLUSTER)
     model = _model(request, sample)
@@ -76,7 +79,6 @@ def make_plan(request: PlanRequest, say: Callable[[str], object] = lambda _: Non
         seed=request.seed,
         time_limit_s=request.time_limit_s,
     )
-    names = list(AUTO) if request.planner == "auto" else [BASELINE, request.planner]
     scores = {}
     for name in dict.fromkeys(names):
         say(f"planner {name}")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from moesim.cli.console import Console, JsonOption, OutOption, QuietOption
+from moesim.cli.console import Console, JsonOption, NoSeedOption, OutOption, QuietOption
 from moesim.errors import UsageError
 
 __all__ = ["record"]
@@ -34,6 +34,7 @@ def record(
         bool, typer.Option("--allow-download", help="Fetch the model from the Hugging Face hub.")
     ] = False,
     as_json: JsonOption = False,
+    seed: NoSeedOption = 0,
     quiet: QuietOption = False,
 ) -> None:
     """Run a model over text files and record which experts it chooses."""
