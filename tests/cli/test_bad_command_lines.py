@@ -454,6 +454,7 @@ IMPORT_CASES = [
     Case("import-top-k-missing", "llamacpp", USAGE, ("--top-k",), None,
          lambda f: (f / "in").mkdir()),
 ]  # fmt: skip
+RECORDINGS = ("in.pt", "in.json")
 
 
 def under(prefix: str, suffix: str, cases: list[Case]) -> list[Case]:
@@ -470,8 +471,8 @@ CASES = [
     *under(f"{ON_TINY} --warm-start {{dir}}/now.json", "", PLAN_CASES),
     *SET_UP_CASES,
     *(
-        replace(c, command=f"trace import {{dir}}/{c.file if str(c.file).startswith('in.') else 'in'}"
-                f" --experts 8 --out {{dir}}/new --format {c.command}")
+        replace(c, command=f"trace import {{dir}}/{c.file if c.file in RECORDINGS else 'in'} "
+                f"--experts 8 --out {{dir}}/new --format {c.command}")
         for c in IMPORT_CASES
     ),
 ]  # fmt: skip
