@@ -59,7 +59,7 @@ def test_errors(capsys, tmp_path):
     assert run(app, ["model", "show", str(path), "--json"]) == 4
     error = json.loads(capsys.readouterr().out)
     assert error["ok"] is False
-    assert error["error"]["field"] == "top_k"
+    assert error["error"]["field"] == "num_experts_per_tok"
 
 
 def test_help_and_model_load_nothing_heavy():
