@@ -98,7 +98,10 @@ class Bound:
 
 @dataclass(frozen=True)
 class PlanOutcome:
-    """Everything a plan's report says; ``files`` and ``launch`` are filled when it is written."""
+    """Everything a plan's report says; files, launch and left_out are filled when it is written.
+
+    ``left_out`` holds the engines that cannot load the plan, and why.
+    """
 
     model: ModelSpec
     cluster: Cluster
@@ -125,6 +128,7 @@ class PlanOutcome:
     inputs: dict[str, str]
     files: dict[str, str] = field(default_factory=dict)
     launch: dict[str, list[str]] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
 
     @property
     def placement(self) -> Placement:
