@@ -259,7 +259,7 @@ COUNTS_CASES = [
          array("in.npy", loads() * [[1], [1], [0]])),
     Case("counts-too-few-experts-used", "", BAD_INPUT, ("top-k",), "in.npy",
          array("in.npy", np.eye(LAYERS, EXPERTS))),
-    Case("counts-of-another-shape", "", BAD_INPUT, ("shape", "(2, 8)", "(3, 8)"), "in.npy",
+    Case("counts-of-another-shape", "", BAD_INPUT, ("shape", "2 rows", "3 rows"), "in.npy",
          array("in.npy", np.ones((2, 8)))),
     Case("counts-of-one-axis", "", BAD_INPUT, ("shape", "(8,)"), "in.npy",
          array("in.npy", np.ones(8))),
