@@ -28,16 +28,16 @@ def test_five_thousand_problems():
         bound = finish_load_bound(problem)
         largest = {}
         for name in ("contiguous", "round-robin", "random", "lpt", "eplb", "lpt-swap"):
-            if name == "lpt-swap" and index % 2:  # takes as long as the others together
+            if name == "lpt-swap" and index % 4:  # takes twice as long as the others together
                 continue
             # run_planner verifies: ids, slots per device, every expert somewhere, distinct copies.
             table = run_planner(name, problem).physical_to_logical
             assert table.dtype == np.int32
             largest[name] = np.array(largest_finish_load(table, problem))
-            numpy_load = device_finish_load(table, problem).max(1)
-            np.testing.assert_allclose(numpy_load, largest[name], rtol=1e-12)
             assert (largest[name] >= bound * (1 - 1e-9)).all(), (name, problem)
         if "lpt-swap" in largest:
+            numpy_load = device_finish_load(table, problem).max(1)
+            np.testing.assert_allclose(numpy_load, largest["lpt-swap"], rtol=1e-12)
             assert (largest["lpt-swap"] <= largest["eplb"] * (1 + 1e-9)).all(), problem
             assert (largest["lpt-swap"] <= largest["lpt"] * (1 + 1e-9)).all(), problem
             strictly_better += int((largest["lpt-swap"] < largest["eplb"] * (1 - 1e-6)).sum())
