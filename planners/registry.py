@@ -102,7 +102,7 @@ _ENTRIES = (
     PlannerEntry(
         "lpt-swap",
         _timed(greedy.lpt_swap),
-        "LPT, then swaps of pairs until the slowest device gains no more",
+        "LPT and swaps of pairs, with several uses of the spare slots tried out",
         distinct_copies=False,
     ),
     PlannerEntry(

@@ -21,6 +21,7 @@ from moesim.planners.solver import (
     solve_milp,
 )
 
+ROOT = Path(__file__).parents[2]
 SOLVERS = ["cbc", "highs"]
 
 
@@ -138,6 +139,7 @@ def test_interrupt_stops_the_solver_and_leaves_no_child(name):
         stdout=subprocess.PIPE,
         text=True,
         env=os.environ | {"PYTHONPATH": ":".join(sys.path)},
+        cwd=ROOT,
     )
     assert child.stdout.readline() == "solving\n"
     deadline_s = time.perf_counter() + 20
