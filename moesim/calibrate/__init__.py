@@ -1,0 +1,1 @@
+"""Measured kernels against the cost model: reading tables, cleaning, splitting, scoring."""
