@@ -5,7 +5,8 @@ distribution, with hatchling as installed here. Then:
 
 - both wheels hold the same files with the same bytes;
 - a wheel holds exactly the tracked files of moesim/ and of the folders linked into it (but not the
-  README's pictures), as real files, next to its dist-info, so that nothing is installed under generic names;
+  README's pictures), as real files, next to its dist-info, so that nothing is installed under
+  generic names;
 - nothing that only a build or a run leaves behind is in them.
 
 The checkout must have no changes that git does not know of.
