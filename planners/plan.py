@@ -49,10 +49,13 @@ def make_plan(request: PlanRequest, say: Callable[[str], object] = lambda _: Non
             that no placement exists.
     """
     if request.trace and request.load:
-        raise UsageError("give a TRACE or --load COUNTS, not both")
+        raise UsageError(
+            "a TRACE and --load COUNTS were both given\n"
+            "fix: leave out one of them (TRACE or --load)"
+        )
     if request.max_moves is not None and request.warm_start is None:
         raise UsageError(
-            "--max-moves counts changes against a plan: give it with --warm-start FILE"
+            "--max-moves counts changes against a plan\nfix: give it with --warm-start FILE"
         )
     names = [BASELINE, *([request.planner] if request.planner != "auto" else AUTO)]
     for name in names:
@@ -124,20 +127,25 @@ def _model(request: PlanRequest, sample: bool) -> ModelSpec:
     if sample:
         return load_model(SAMPLE_MODEL)
     if request.trace is None:
-        raise UsageError("--load needs --model: counts do not say which model they are of")
+        raise UsageError(
+            "--load needs --model: counts do not say which model they are of\n"
+            "fix: pass --model NAME or --model path/to/config.json"
+        )
     name = open_trace(request.trace).manifest.model
     try:
         return load_model(name)
     except (InputError, UsageError) as error:
         raise UsageError(
-            f"the trace names the model {name!r}, which is not in the registry; "
-            "pass --model NAME or --model path/to/config.json"
+            f"the trace names the model {name!r}, which is not in the registry\n"
+            "fix: pass --model NAME or --model path/to/config.json"
         ) from error
 
 
 def _slots(model: ModelSpec, cluster: Cluster, redundant: int) -> int:
     if redundant < 0:
-        raise UsageError(f"--redundant must be at least 0; found {redundant}")
+        raise UsageError(
+            f"--redundant must be at least 0; found {redundant}\nfix: pass --redundant 0 or more"
+        )
     slots = model.experts + redundant
     if slots % cluster.devices:
         fix = -model.experts % cluster.devices

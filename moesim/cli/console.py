@@ -117,9 +117,10 @@ def run(app: Callable[..., Any], arguments: list[str] | None = None) -> int:
         refused = InputError(f"the system refuses: {error.strerror or error}", file=error.filename)
         return _end(error, 4, refused.to_dict(), as_json, debug)
     except MemoryError as error:
-        return _end(
-            error, 4, InputError("the input does not fit into memory").to_dict(), as_json, debug
+        too_large = InputError(
+            "the input does not fit into memory", fix="use a smaller one or a larger machine"
         )
+        return _end(error, 4, too_large.to_dict(), as_json, debug)
     except Exception as error:
         # Typer carries its own copy of click, whose usage errors all format themselves.
         if hasattr(error, "format_message"):
@@ -151,8 +152,12 @@ def _end(
     if debug and error is not None:
         traceback.print_exception(error)
     if as_json:
-        data = {"schema": "moesim.error/1", "ok": False, "error": data | {"exit_code": code}}
-        print(json.dumps(data))  # noqa: T201
-    else:
-        print(f"moesim: {data['message']}", file=sys.stderr)  # noqa: T201
+        whole = {"schema": "moesim.error/1", "ok": False, "error": data | {"exit_code": code}}
+        try:
+            print(json.dumps(whole), flush=True)  # noqa: T201
+        except OSError:  # stdout itself is the trouble: a full disk, or nobody who reads
+            _reader_gone()
+        else:
+            return code
+    print(f"moesim: {data['message']}", file=sys.stderr)  # noqa: T201
     return code

@@ -122,7 +122,10 @@ def plan(
 
 def _positive(value: float, option: str) -> float:
     if not 0 < value < float("inf"):
-        raise UsageError(f"{option} must be a positive number of seconds; found {value}")
+        raise UsageError(
+            f"{option} must be a positive number of seconds; found {value}\n"
+            f"fix: pass e.g. {option} 30"
+        )
     return value
 
 

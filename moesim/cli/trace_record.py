@@ -42,7 +42,7 @@ def record(
     from moesim.traces.record_text import RecordOptions, load_model_and_tokenizer, record_texts
 
     if out is None:
-        raise UsageError("where to write is missing; pass --out DIR")
+        raise UsageError("where to write is missing\nfix: pass --out DIR")
     new_bundle_folder(out)  # refuse before the model is loaded, not after
     console = Console(as_json=as_json, quiet=quiet)
     with console.progress("loading the model") as step:

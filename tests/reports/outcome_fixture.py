@@ -67,6 +67,7 @@ class PlanOutcome:
     inputs: dict[str, str]
     files: dict[str, str]
     launch: dict[str, list[str]]
+    left_out: dict[str, str]
 
 
 def _cluster(devices: int, nodes: int) -> SimpleNamespace:
@@ -242,6 +243,7 @@ def make_outcome(
             "sglang": ["--init-expert-location", "moesim-plan/sglang.json", "--enable-eplb"],
             "vllm": ["--enable-expert-parallel", "--expert-placement", "moesim-plan/vllm.json"],
         },
+        "left_out": {},
     }
     return PlanOutcome(**(values | changes))
 
