@@ -424,6 +424,10 @@ SET_UP_CASES = [
          ("--redundant", "8 experts + 1 redundant on 2 devices", "pass --redundant 0")),
     Case("model-does-not-fit", "plan --model deepseek-v3 --cluster 4xh100_sxm --redundant 0 "
          "--load {dir}/counts.npy", INFEASIBLE, ("deepseek-v3", "4xh100_sxm", "per device")),
+    Case("groups-do-not-divide", ON_TINY.replace("2xh", "2x2xh") + " --planner eplb-hierarchical",
+         INFEASIBLE, ("8 experts in 1 groups", "2 nodes", "eplb-global")),
+    Case("fewer-experts-than-devices", ON_TINY.replace("2xh", "2x8xh") + " --redundant 8 "
+         "--planner moetuner-free", INFEASIBLE, ("8 experts", "16 devices")),
     Case("out-is-a-file", f"{ON_TINY} --out {{dir}}/config.json", BAD_INPUT, ("--out",),
          "config.json"),
     Case("out-in-a-file", f"{ON_TINY} --out {{dir}}/config.json/below", BAD_INPUT, ("--out",),
