@@ -100,7 +100,8 @@ class Bound:
 class PlanOutcome:
     """Everything a plan's report says; files, launch and left_out are filled when it is written.
 
-    ``left_out`` holds the engines that cannot load the plan, and why.
+    ``left_out`` holds the engines that cannot load the plan, and why; ``skipped`` the planners
+    that have no answer to this problem, where others do.
     """
 
     model: ModelSpec
@@ -129,6 +130,7 @@ class PlanOutcome:
     files: dict[str, str] = field(default_factory=dict)
     launch: dict[str, list[str]] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
 
     @property
     def placement(self) -> Placement:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import moesim
 from moesim.bound import step_lower_bound
 from moesim.cluster import Cluster, load_cluster
-from moesim.errors import InputError, UsageError
+from moesim.errors import InfeasibleError, InputError, UsageError
 from moesim.memory import check_memory
 from moesim.model import ModelSpec, load_model
 from moesim.placement import Placement, read_plan
@@ -82,10 +82,15 @@ def make_plan(request: PlanRequest, say: Callable[[str], object] = lambda _: Non
         seed=request.seed,
         time_limit_s=request.time_limit_s,
     )
-    scores = {}
+    scores, skipped = {}, {}
     for name in dict.fromkeys(names):
         say(f"planner {name}")
-        scores[name] = _run(name, problem, work)
+        try:
+            scores[name] = _run(name, problem, work)
+        except InfeasibleError as error:
+            if request.planner == name:
+                raise
+            skipped[name] = str(error).replace("\nfix: ", "; ")
     candidates = [name for name in scores if request.planner in ("auto", name)]
     chosen = min(candidates, key=lambda name: scores[name].cost.step_s)
     if request.warm_start is not None:
@@ -118,6 +123,7 @@ def make_plan(request: PlanRequest, say: Callable[[str], object] = lambda _: Non
         command=request.command,
         version=moesim.__version__,
         inputs=_inputs(request),
+        skipped=skipped,
     )
 
 

@@ -245,6 +245,10 @@ def _notes(outcome: PlanOutcome) -> tuple[Fact, ...]:
     if outcome.model.note:
         notes.append(Fact("Model", clean(outcome.model.name), sentence(clean(outcome.model.note))))
     notes += [
+        Fact("No plan by", clean(name), sentence(clean(reason)))
+        for name, reason in outcome.skipped.items()
+    ]
+    notes += [
         Fact("No file for", clean(engine), sentence(clean(reason)))
         for engine, reason in outcome.left_out.items()
     ]

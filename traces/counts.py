@@ -256,7 +256,7 @@ def _sum_of_steps(table: np.ndarray, file: Path) -> np.ndarray:
         if bad.any():
             layer, expert = (int(i) for i in np.argwhere(bad)[0])
             raise InputError(
-                "a count is negative, too large or not a number",
+                "a count is too large, negative or not a number",
                 file=file,
                 field=f"step {number}, row {layer}, expert {expert}",
                 found=float(values[layer, expert]),

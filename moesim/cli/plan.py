@@ -112,6 +112,8 @@ def plan(
         outcome = make_plan(request, say)
         say("writing plan and report")
         outcome = _write(outcome, out, engines, force)
+    for name, reason in outcome.skipped.items():
+        console.say(f"no plan by {name}: {reason}")
     for engine, reason in outcome.left_out.items():
         console.say(f"no file for {engine}: {reason}")
     partial = engines is not None and bool(outcome.left_out)
@@ -275,6 +277,7 @@ def _to_json(outcome: PlanOutcome) -> dict[str, Any]:
         "files": outcome.files,
         "launch": outcome.launch,
         "left_out": outcome.left_out,
+        "skipped": outcome.skipped,
         "version": outcome.version,
     }
 

@@ -200,6 +200,19 @@ def test_every_planner(planner, redundant, capsys, tiny, tmp_path):
         assert "No file for" in report
 
 
+def test_auto_goes_on_without_a_planner_that_has_no_answer(capsys, tiny, tmp_path):
+    """36 slots for 8 experts on 4 devices: some device must hold an expert twice."""
+    answer = plan_tiny(capsys, tiny, tmp_path, "--redundant", 28)
+    assert answer.code == 0, answer.out
+    data = answer.json
+    check_plan(data)
+    assert data["slots"] == 36
+    assert data["skipped"].keys() == {"moetuner"}
+    assert "moetuner" not in data["planners"]
+    assert "no plan by moetuner: copies of an expert" in answer.err
+    assert "No plan by" in Path(data["files"]["markdown"]).read_text(encoding="utf-8")
+
+
 def test_counts_of_a_large_model(capsys, tmp_path):
     model = load_model("deepseek-v3")
     shape = (len(model.moe_layers), model.experts)

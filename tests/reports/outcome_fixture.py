@@ -68,6 +68,7 @@ class PlanOutcome:
     files: dict[str, str]
     launch: dict[str, list[str]]
     left_out: dict[str, str]
+    skipped: dict[str, str]
 
 
 def _cluster(devices: int, nodes: int) -> SimpleNamespace:
@@ -244,6 +245,7 @@ def make_outcome(
             "vllm": ["--enable-expert-parallel", "--expert-placement", "moesim-plan/vllm.json"],
         },
         "left_out": {},
+        "skipped": {},
     }
     return PlanOutcome(**(values | changes))
 
