@@ -174,8 +174,8 @@ PRESETS: MappingProxyType[str, Preset] = MappingProxyType(
             skew=f"fitted to the load deviation 3.19 of 6.25 % in {_SRP} ({_FIT})",
             affinity=f"fitted to the LRU 8 hit rate 42.4 % of {_LRU} ({_FIT})",
             locality=f"fitted to SRP 54.14 % of {_SRP} ({_FIT}); not fitted, published against "
-            f"generated: LRU 16 64.7 against 62.7, LRU 32 81.0 against 77.2, LRU 64 91.8 against "
-            f"86.0 % ({_LRU})",
+            f"generated: LRU 16 64.7 against 62.6, LRU 32 81.0 against 77.0, LRU 64 91.8 against "
+            f"85.9 % ({_LRU})",
             reuse=f"of 0 and 0.1 the one that comes closer to LRU 16, all others fitted ({_FIT})",
             domains="assumed",
             domain_shift=_SAMPLE,
