@@ -86,14 +86,29 @@ def dense_groups(columns: Sequence[np.ndarray], rows: int) -> np.ndarray:
     """
     ids, count = np.zeros(rows, np.int64), 1
     for column in columns:
-        values, inverse = np.unique(column, return_inverse=True)
-        if len(values) > 1:
-            ids = ids * len(values) + inverse
-            count *= len(values)
+        inverse, values = _factorise(column)
+        if values > 1:
+            ids = ids * values + inverse
+            count *= values
         if count > 2**40:  # before the product of the next column could overflow
-            values, ids = np.unique(ids, return_inverse=True)
-            count = len(values)
-    return np.unique(ids, return_inverse=True)[1].astype(np.int64)
+            ids, count = _factorise(ids)
+    return _factorise(ids)[0]
+
+
+def _factorise(values: np.ndarray) -> tuple[np.ndarray, int]:
+    """Rank of every value among the distinct ones, ``[rows] int64``, and how many those are."""
+    if not len(values):
+        return np.zeros(0, np.int64), 0
+    low = values.min()
+    if np.issubdtype(values.dtype, np.integer) and values.max() - low < max(2**16, 4 * len(values)):
+        # Counting beats sorting where the range is no longer than the column.
+        places = values - low
+        present = np.zeros(int(places.max()) + 1, bool)
+        present[places] = True
+        ranks = np.cumsum(present) - 1
+        return ranks[places].astype(np.int64), int(ranks[-1]) + 1
+    distinct, inverse = np.unique(values, return_inverse=True)
+    return inverse.astype(np.int64), len(distinct)
 
 
 def concatenate(frames: Sequence[Frame]) -> Frame:

@@ -1,0 +1,87 @@
+"""Which rows a model is fitted on and which it is judged on.
+
+Every split is deterministic, and yields ``(name, fit, test)`` with masks ``[rows] bool`` that
+never overlap. ``random`` measures interpolation; the others hold out whole shapes, systems or
+versions, which is what a prediction for something unmeasured has to survive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from moesim.calibrate.frame import Frame
+from moesim.calibrate.operators import OPERATORS
+from moesim.errors import UsageError
+
+__all__ = ["SPLITS", "Fold", "split"]
+
+Fold = tuple[str, np.ndarray, np.ndarray]
+
+SPLITS = ("random", "leave-shape-out", "leave-system-out", "leave-version-out")
+
+
+def split(
+    frame: Frame, kind: str, *, fit_fraction: float | None = None, seed: int = 0
+) -> Iterator[Fold]:
+    """Split the rows of an operator.
+
+    Args:
+        frame: The rows.
+        kind: ``random``: one fold, ``fit_fraction`` of the rows to fit on and the rest to test.
+            ``leave-shape-out``: a fold per model shape (for MoE hidden, inter, top_k and
+            experts). ``leave-system-out``: a fold per system. ``leave-version-out``: a fold per
+            engine and version; the same engine's other versions must remain to fit on, so an
+            engine with one version yields none.
+        fit_fraction: Share of the rows that may be fitted on, drawn at random; 0.1 for
+            ``random`` and all of them for the others, unless given.
+        seed: Seed of that draw.
+
+    Raises:
+        UsageError: If the kind is unknown, the fraction is not in (0, 1], or the rows hold a
+            single shape, system or version, so that nothing is left to fit on.
+    """
+    if kind not in SPLITS:
+        raise UsageError(f"unknown split {kind}; allowed: {', '.join(SPLITS)}")
+    fraction = fit_fraction if fit_fraction is not None else (0.1 if kind == "random" else 1.0)
+    if not 0 < fraction <= 1 or (kind == "random" and fraction == 1):
+        raise UsageError(f"the fit fraction is {fraction}; allowed: above 0 and below 1")
+    chosen = _drawn(len(frame), fraction, seed)
+    if kind == "random":
+        return iter([("random", chosen, ~chosen)])
+    folds = list(_folds(frame, kind, chosen))
+    if not folds:
+        raise UsageError(
+            f"{kind} has nothing to fit on: the rows hold only one of what is left out\n"
+            "fix: choose more systems, versions or shapes"
+        )
+    return iter(folds)
+
+
+def _folds(frame: Frame, kind: str, chosen: np.ndarray) -> Iterator[Fold]:
+    names: Sequence[str] = {
+        "leave-shape-out": OPERATORS[frame.operator].shape,
+        "leave-system-out": ("system",),
+        "leave-version-out": ("engine", "version"),
+    }[kind]
+    groups = frame.groups(names)
+    for group in range(int(groups.max()) + 1 if len(frame) else 0):
+        test = groups == group
+        row = int(np.argmax(test))
+        fit = chosen & ~test
+        if kind == "leave-version-out":
+            fit &= frame["engine"] == frame["engine"][row]
+        if fit.any():
+            shown = frame.describe(row)
+            yield ",".join(f"{name}={shown[name]}" for name in names), fit, test
+
+
+def _drawn(rows: int, fraction: float, seed: int) -> np.ndarray:
+    """A fixed share of the rows at random, at least one, ``[rows] bool``."""
+    if fraction == 1:
+        return np.ones(rows, bool)
+    chosen = np.zeros(rows, bool)
+    count = min(rows, max(1, round(rows * fraction)))
+    chosen[np.random.default_rng(seed).choice(rows, count, replace=False)] = True
+    return chosen
