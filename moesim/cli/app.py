@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import moesim
-from moesim.cli import hw, model, plan, trace
+from moesim.cli import calibrate, hw, model, plan, trace
 from moesim.cli.console import run
 
 __all__ = ["app", "main"]
@@ -24,6 +24,7 @@ app.command("plan")(plan.plan)
 app.add_typer(trace.app, name="trace")
 app.add_typer(model.app, name="model")
 app.add_typer(hw.app, name="hw")
+app.add_typer(calibrate.app, name="calibrate")
 
 
 def _version(value: bool) -> None:
