@@ -236,28 +236,66 @@ def _broken_tables(frame: Frame, spec: Operator) -> tuple[np.ndarray, list[str]]
 def _off_tables(
     ratios: dict[tuple[int, int], float], system: np.ndarray
 ) -> tuple[dict[int, float], list[tuple[int, int]]]:
-    """Tables off from most of theirs (log factor), and pairs that nothing else decides."""
-    usual: dict[tuple[int, int], list[float]] = {}
+    """Tables off from most of theirs (log factor), and pairs that nothing else decides.
+
+    One at a time, the slowest first, since a broken table also blurs what is usual between two
+    systems; a table with a single comparison is never blamed.
+    """
+    off: set[int] = set()
+    limit = np.log(TABLE_FACTOR)
+    while True:
+        kept = {pair: ratio for pair, ratio in ratios.items() if not off & set(pair)}
+        usual = _usual_ratios(kept, system)
+        far = {
+            table: value
+            for table, value in _off_by(kept, usual, system, least=2).items()
+            if abs(value) > limit
+        }
+        if not far:
+            break
+        off.add(max(far, key=lambda table: far[table]))
+    # How far they are off is told by the tables that stay.
+    seen = {pair: ratio for pair, ratio in ratios.items() if len(off & set(pair)) == 1}
+    factors = _off_by(seen, usual, system, least=1)
+    contradictions = [
+        (a, b)
+        for (a, b), ratio in kept.items()
+        if abs(ratio - _expected(usual, system, a, b)) > limit
+    ]
+    return {table: factors.get(table, limit) for table in off}, contradictions
+
+
+def _off_by(
+    ratios: dict[tuple[int, int], float],
+    usual: dict[tuple[int, int], float],
+    system: np.ndarray,
+    least: int,
+) -> dict[int, float]:
+    """Median log factor by which each table is off from those that it is compared with."""
+    found: dict[int, list[float]] = {}
     for (a, b), ratio in ratios.items():
-        low, high = sorted((int(system[a]), int(system[b])))
-        sign = 1.0 if system[a] == low else -1.0
-        usual.setdefault((low, high), []).append(sign * ratio if low != high else 0.0)
-    deviations: dict[int, list[float]] = {}
-    far_pairs = []
+        deviation = ratio - _expected(usual, system, a, b)
+        found.setdefault(a, []).append(deviation)
+        found.setdefault(b, []).append(-deviation)
+    return {table: float(np.median(all_)) for table, all_ in found.items() if len(all_) >= least}
+
+
+def _usual_ratios(
+    ratios: dict[tuple[int, int], float], system: np.ndarray
+) -> dict[tuple[int, int], float]:
+    """Median log ratio of each two systems over all pairs of their tables."""
+    found: dict[tuple[int, int], list[float]] = {}
     for (a, b), ratio in ratios.items():
-        low, high = sorted((int(system[a]), int(system[b])))
-        sign = 1.0 if system[a] == low else -1.0
-        expected = 0.0 if low == high else sign * float(np.median(usual[low, high]))
-        deviations.setdefault(a, []).append(ratio - expected)
-        deviations.setdefault(b, []).append(expected - ratio)
-        if abs(ratio - expected) > np.log(TABLE_FACTOR):
-            far_pairs.append((a, b))
-    off = {
-        table: float(np.median(values))
-        for table, values in deviations.items()
-        if len(values) > 1 and abs(np.median(values)) > np.log(TABLE_FACTOR)
-    }
-    return off, [(a, b) for a, b in far_pairs if a not in off and b not in off]
+        one, other = int(system[a]), int(system[b])
+        if one != other:
+            found.setdefault((one, other), []).append(ratio)
+            found.setdefault((other, one), []).append(-ratio)
+    return {pair: float(np.median(values)) for pair, values in found.items()}
+
+
+def _expected(usual: dict[tuple[int, int], float], system: np.ndarray, a: int, b: int) -> float:
+    """The log ratio that two tables should have: none on one system."""
+    return usual.get((int(system[a]), int(system[b])), 0.0)
 
 
 def _against_siblings(frame: Frame, spec: Operator) -> tuple[np.ndarray, np.ndarray]:

@@ -188,18 +188,18 @@ def data_folder(source: str | Path = PACKAGE) -> Path:
 def open_catalogue(source: str | Path = PACKAGE) -> Catalogue:
     """List the tables of a source; see ``data_folder`` for what a source is."""
     folder = data_folder(source)
-    tables: dict[tuple[str, ...], TableFile] = {}
+    tables: dict[tuple[str, str, str, str, str], TableFile] = {}
     for path in folder.glob(f"*/*/*/*/*{SUFFIX}"):
-        place = path.relative_to(folder).parts[:4]
+        system, family, engine, version = path.relative_to(folder).parts[:4]
         operator = path.name.removesuffix(SUFFIX)
-        tables[*place, operator] = TableFile(*place, operator, path)
+        place = (system, family, engine, version, operator)
+        tables[place] = TableFile(*place, path)
     for path in folder.glob("*/*/*/*/reuse.yaml"):
-        place = path.relative_to(folder).parts[:4]
-        for operator, version, reason in _reuses(path):
-            own = tables.get((*place, operator))
-            tables[*place, operator] = TableFile(
-                *place, operator, own.path if own else None, version, reason
-            )
+        system, family, engine, version = path.relative_to(folder).parts[:4]
+        for operator, donor, reason in _reuses(path):
+            place = (system, family, engine, version, operator)
+            own = tables.get(place)
+            tables[place] = TableFile(*place, own.path if own else None, donor, reason)
     ordered = sorted(
         tables.values(),
         key=lambda t: (t.system, t.operator, t.family, t.engine, version_key(t.version)),
@@ -306,7 +306,7 @@ def read_parquet(
         elif column.null_count and arrow.types.is_integer(column.type):
             raise InputError("empty cells in a column of counts", file=path, field=name)
         else:
-            result[name] = (column.to_numpy(zero_copy_only=False), None)
+            result[name] = (_numbers(column), None)
     return result
 
 
@@ -322,7 +322,12 @@ def _codes(column: Any) -> tuple[np.ndarray, tuple[str, ...]]:
     if column.null_count:
         labels.append("")
         codes = codes.fill_null(len(labels) - 1)
-    return codes.to_numpy(zero_copy_only=False).astype(np.int32), tuple(labels)
+    return _numbers(codes).astype(np.int32), tuple(labels)
+
+
+def _numbers(column: Any) -> np.ndarray:
+    """A column of numbers without a copy; pyarrow's own ``to_numpy`` would import pandas."""
+    return np.from_dlpack(column.fill_null(float("nan")) if column.null_count else column)
 
 
 def _parquet(path: Path, **options: Any) -> Any:
