@@ -117,8 +117,10 @@ def test_of_repeats_the_median_stays_and_their_spread_is_told():
     latency[n : 2 * n] *= 1.02
     latency[2 * n :] *= 1.10
     frame = changed(frame, latency_s=latency)
-    found, _ = dropped(frame)
+    found, report = dropped(frame)
     assert found["repeat"] == set(range(n)) | set(range(2 * n, 3 * n))
+    assert report.to_dict()["dropped_share"] == pytest.approx(2 / 3)
+    assert report.to_dict()["faulty_share"] == 0
     noise = repeat_noise(frame)
     assert noise["keys"] == n
     assert noise["median"] == pytest.approx(0.10)
@@ -159,3 +161,18 @@ def test_two_tables_that_contradict_each_other_are_both_kept_and_told():
     found, report = dropped(concatenate(tables))
     assert not any(found.values())
     assert "differ by a factor of 8.0" in report.notes[0]
+
+
+def test_two_systems_that_one_engine_serves_badly_are_no_broken_tables():
+    """Slow on both Hoppers alike, against a newer system: another kernel, not a disturbance."""
+    tables = [
+        moe_frame("h100_sxm", scale=5.0),
+        moe_frame("h200_sxm", scale=4.5),
+        moe_frame("b200_sxm"),
+    ]
+    tables += [
+        Frame("moe", table.columns, {**table.labels, "engine": ("vllm",)})
+        for table in (moe_frame("h100_sxm"), moe_frame("h200_sxm"), moe_frame("b200_sxm"))
+    ]
+    found, _ = dropped(concatenate(tables))
+    assert not found["broken-table"]
