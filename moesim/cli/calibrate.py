@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moesim.cli.console import Console, JsonOption, QuietOption
+from moesim.cli.console import (
+    Console,
+    JsonOption,
+    NoSeedOption,
+    QuietOption,
+    ResultOutOption,
+)
 
 if TYPE_CHECKING:
     from moesim.calibrate.tables import Catalogue, TableFile
@@ -43,6 +49,8 @@ def tables(
         str, typer.Option(help="newest (of each engine), all, or version numbers.")
     ] = "newest",
     as_json: JsonOption = False,
+    seed: NoSeedOption = 0,
+    out: ResultOutOption = None,
     quiet: QuietOption = False,
 ) -> None:
     """List measured tables, with the rows that hygiene drops from an operator's, by rule.
@@ -56,7 +64,7 @@ def tables(
 
     if operator is not None and operator not in OPERATORS:
         raise UsageError(f"unknown operator {operator}\nfix: use one of {', '.join(OPERATORS)}")
-    console = Console(as_json=as_json, quiet=quiet)
+    console = Console(as_json=as_json, quiet=quiet, out=out)
     names, makers = _listed(systems), _listed(engines)
     wanted: str | list[str] = versions if versions in ("newest", "all") else _listed(versions) or []
     with console.progress("listing") as step:
