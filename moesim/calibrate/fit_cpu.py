@@ -6,22 +6,21 @@ The fit minimises a robust loss (soft L1 beyond 10 %) of log time over the few c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from moesim.calibrate.cpu_layers import OPERATOR, Layers, expert_frame, layers_of
 from moesim.calibrate.frame import Frame, dense_groups
-from moesim.calibrate.measurements import Measurements, Point
+from moesim.calibrate.measurements import Measurements
+from moesim.calibrate.robust_fit import robust_log_fit
 from moesim.errors import InputError, UsageError
-from moesim.extras import require
 from moesim.operators.cpu_experts import (
     CpuExpertCoefficients,
     CpuExpertFit,
     CpuExpertProfile,
-    ExpertShape,
     cpu_experts_s,
 )
 
@@ -29,10 +28,8 @@ __all__ = [
     "CPU_EXPERTS",
     "CpuExperts",
     "FittedRoofline",
-    "Layers",
     "fit_profile",
     "fit_roofline",
-    "robust_log_fit",
 ]
 
 FEWEST_POINTS = 12
@@ -45,9 +42,6 @@ FEW_ROWS = (0, 1, 2, 3, 4, 6, 8, 10, 12, 16, 24, 32)
 """Candidates for the most rows that run without packing."""
 FEW_ROWS_GAIN = 0.02
 """A larger candidate has to lower the loss by this share, or the smaller one stays."""
-
-ROBUST_SCALE = 0.1
-"""Errors of log time beyond this count linearly."""
 
 # name: (start, low, high); the bounds are what a CPU can be, from one core to two sockets.
 BOUNDS: dict[str, tuple[float, float, float]] = {
@@ -66,53 +60,6 @@ ROOFLINE_BOUNDS = {
     "memory_bytes_per_s": (1e10, 5e8, 2e12),
     "call_s": (1e-5, 1e-8, 1e-2),
 }
-BOUND_MARGIN = 1e-3
-"""A coefficient within this distance of a bound, in log, counts as on it."""
-
-
-@dataclass(frozen=True)
-class Layers:
-    """Expert layers as arrays.
-
-    Attributes:
-        rows: [N, A] rows of each active expert, 0 where there is none.
-        hidden: [N].
-        inter: [N].
-        in_cache: [N] bool.
-        dtype: Their number type.
-    """
-
-    rows: np.ndarray
-    hidden: np.ndarray
-    inter: np.ndarray
-    in_cache: np.ndarray
-    dtype: str
-
-    @property
-    def shape(self) -> ExpertShape:
-        """Widths and number type."""
-        return ExpertShape(self.hidden, self.inter, dtype=self.dtype)
-
-    @property
-    def flops(self) -> np.ndarray:
-        """[N] arithmetic of a layer."""
-        return self.rows.sum(1) * self.shape.row_flops
-
-    @property
-    def moved_bytes(self) -> np.ndarray:
-        """[N] weights of active experts, and activations."""
-        active = (self.rows > 0).sum(1)
-        return active * self.shape.weight_bytes + self.rows.sum(1) * self.shape.row_bytes
-
-    def take(self, chosen: np.ndarray) -> Layers:
-        """Some of them."""
-        return Layers(
-            self.rows[chosen],
-            self.hidden[chosen],
-            self.inter[chosen],
-            self.in_cache[chosen],
-            self.dtype,
-        )
 
 
 @dataclass(frozen=True)
@@ -132,7 +79,7 @@ class FittedRoofline:
 class CpuExperts:
     """The operator as the calibration sees it: load, split, fit, predict."""
 
-    name = "cpu_experts"
+    name = OPERATOR
 
     def load(
         self,
@@ -147,7 +94,7 @@ class CpuExperts:
         Raises:
             InputError: If the file is none, or nothing in it is left.
         """
-        frame = self.frame(Measurements.load(source), noisy=noisy)
+        frame = expert_frame(Measurements.load(source), noisy=noisy)
         if systems is not None and frame.labels["system"][0] not in systems:
             raise UsageError(
                 f"{source} holds measurements of {frame.labels['system'][0]}\n"
@@ -158,40 +105,6 @@ class CpuExperts:
                 f"{source} holds version {frame.labels['version'][0]}\nfix: leave out the versions"
             )
         return frame
-
-    def frame(self, measurements: Measurements, *, noisy: bool = False) -> Frame:
-        """Points of expert layers as columns.
-
-        ``load`` is the text of the rows of each expert (``8,4,2``), ``latency_s`` the median.
-        """
-        points = [
-            point
-            for point in measurements.points
-            if point.workload.kind == "experts" and (noisy or point.noisy is None)
-        ]
-        if not points:
-            raise InputError(
-                "no usable measurement of an expert layer",
-                field="points",
-                found=f"{len(measurements.points)} points",
-                allowed="points of the kind experts that no rule sets aside",
-                fix="measure again with more --minutes, or on a quieter machine",
-            )
-        texts = {
-            "system": [measurements.system] * len(points),
-            "engine": [measurements.engine] * len(points),
-            "version": [measurements.version] * len(points),
-            "device": [measurements.environment.processor] * len(points),
-            "kernel": [measurements.kernel] * len(points),
-            "dtype": [point.workload.dtype for point in points],
-            "residency": [point.workload.residency for point in points],
-            "load": [",".join(map(str, point.workload.expert_rows)) for point in points],
-        }
-        columns, labels = _coded(texts)
-        columns |= _numbers(points)
-        set_aside = sum(1 for p in measurements.points if p.noisy is not None)
-        notes = (*measurements.notes, f"{set_aside} noisy points of {len(measurements.points)}")
-        return Frame(self.name, columns, labels, notes)
 
     def shape_key(self, table: Frame) -> np.ndarray:
         """[rows] code of (hidden, inter): what leave-shape-out holds out together."""
@@ -212,7 +125,7 @@ class CpuExperts:
         return fits
 
     def _fit_dtype(self, table: Frame, dtype: str) -> CpuExpertFit:
-        layers, measured_s = _layers(table, dtype), table["latency_s"]
+        layers, measured_s = layers_of(table, dtype), table["latency_s"]
         coefficients, at_bound = _fit_layers(layers, measured_s)
         low, high = _interval(layers, measured_s, self.shape_key(table), coefficients)
         row = table.describe(0)
@@ -233,7 +146,7 @@ class CpuExperts:
         seconds = np.full(len(table), np.nan)
         for dtype, fit in coefficients.items():
             chosen = table.is_label("dtype", dtype)
-            layers = _layers(table.take(chosen), dtype)
+            layers = layers_of(table.take(chosen), dtype)
             seconds[chosen] = _seconds(fit.coefficients, layers)
         return seconds
 
@@ -254,23 +167,23 @@ class CpuExperts:
         seconds = np.full(len(table), np.nan)
         for dtype in table.labels["dtype"]:
             chosen = table.is_label("dtype", dtype)
-            layers, fit_rows = _layers(table.take(chosen), dtype), rows[chosen]
+            layers, fit_rows = layers_of(table.take(chosen), dtype), rows[chosen]
             if fit_rows.sum() >= FEWEST_POINTS:
                 model = fit_roofline(layers.take(fit_rows), table["latency_s"][chosen][fit_rows])
                 seconds[chosen] = model.seconds(layers)
         return seconds
 
     def regimes(self, table: Frame) -> dict[str, np.ndarray]:
-        """[rows] code of each row by what may matter for the error.
-
-        ``rows``: 0 up to 4 rows per expert (decode), 1 up to 32, 2 beyond.
-        """
-        per_expert = table["tokens"] / table["experts"]
-        return {
-            "rows<=4 | <=32 | >32": np.digitize(per_expert, (4, 32), right=True),
-            "dtype": table["dtype"],
-            "residency": table["residency"],
+        """Rows of each regime, ``[rows] bool`` by name: number type, rows per expert, residency."""
+        rows = table["tokens"] / table["experts"]
+        found = {
+            "rows<=4": rows <= 4,
+            "4<rows<=32": (rows > 4) & (rows <= 32),
+            "rows>32": rows > 32,
         }
+        for name in ("dtype", "residency"):
+            found |= {f"{name}={x}": table.is_label(name, x) for x in table.labels[name]}
+        return {name: mask for name, mask in found.items() if mask.any()}
 
 
 CPU_EXPERTS = CpuExperts()
@@ -282,7 +195,7 @@ def fit_profile(measurements: Measurements) -> CpuExpertProfile:
     Raises:
         InputError: If no number type has enough points.
     """
-    table = CPU_EXPERTS.frame(measurements)
+    table = expert_frame(measurements)
     fits = CPU_EXPERTS.fit(table, np.ones(len(table), bool))
     if not fits:
         raise InputError(
@@ -315,39 +228,6 @@ def fit_roofline(layers: Layers, measured_s: np.ndarray) -> FittedRoofline:
         lambda x: FittedRoofline(**x).seconds(layers), measured_s, ROOFLINE_BOUNDS
     )
     return FittedRoofline(**values)
-
-
-def robust_log_fit(
-    seconds: Callable[[dict[str, float]], np.ndarray],
-    measured_s: np.ndarray,
-    bounds: Mapping[str, tuple[float, float, float]],
-) -> tuple[dict[str, float], float, tuple[str, ...]]:
-    """Coefficients that minimise the soft L1 loss of log time.
-
-    Args:
-        seconds: Coefficients by name to [N] seconds.
-        measured_s: [N] seconds.
-        bounds: Start, low and high of each coefficient, all above 0.
-
-    Returns:
-        The coefficients, the loss, and the names of those that ended on a bound.
-    """
-    optimize = require("scipy.optimize", "measured", "fitting")
-    names = list(bounds)
-    start, low, high = np.log(np.array([bounds[name] for name in names])).T
-    log_measured = np.log(measured_s)
-
-    def residuals(x: np.ndarray) -> np.ndarray:
-        values = dict(zip(names, np.exp(x).tolist(), strict=True))
-        return np.log(seconds(values)) - log_measured
-
-    found: Any = optimize.least_squares(
-        residuals, start, bounds=(low, high), loss="soft_l1", f_scale=ROBUST_SCALE
-    )
-    on_bound = (found.x - low < BOUND_MARGIN) | (high - found.x < BOUND_MARGIN)
-    at_bound = tuple(name for name, on in zip(names, on_bound, strict=True) if on)
-    values = dict(zip(names, np.exp(found.x).tolist(), strict=True))
-    return values, float(found.cost), at_bound
 
 
 def _fit_layers(
@@ -413,42 +293,3 @@ def _interval(
 
 def _seconds(coefficients: CpuExpertCoefficients, layers: Layers) -> np.ndarray:
     return cpu_experts_s(coefficients, layers.rows, layers.shape, layers.in_cache).total_s
-
-
-def _layers(table: Frame, dtype: str) -> Layers:
-    loads = [[int(rows) for rows in label.split(",")] for label in table.labels["load"]]
-    codes = table["load"]
-    padded = np.zeros((len(loads), max((len(load) for load in loads), default=1)))
-    for place, load in enumerate(loads):
-        padded[place, : len(load)] = load
-    return Layers(
-        padded[codes],
-        table["hidden"],
-        table["inter"],
-        table.is_label("residency", "cache"),
-        dtype,
-    )
-
-
-def _coded(texts: Mapping[str, list[str]]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Columns of codes, and the label of every code in order of appearance."""
-    columns: dict[str, np.ndarray] = {}
-    labels: dict[str, Any] = {}
-    for name, values in texts.items():
-        codes = {label: code for code, label in enumerate(dict.fromkeys(values))}
-        columns[name] = np.array([codes[value] for value in values], np.int32)
-        labels[name] = tuple(codes)
-    return columns, labels
-
-
-def _numbers(points: Sequence[Point]) -> dict[str, np.ndarray]:
-    unknown = np.full(len(points), np.nan)
-    return {
-        "hidden": np.array([p.workload.hidden for p in points], np.int64),
-        "inter": np.array([p.workload.inter for p in points], np.int64),
-        "experts": np.array([len(p.workload.expert_rows) for p in points], np.int64),
-        "tokens": np.array([sum(p.workload.expert_rows) for p in points], np.int64),
-        "latency_s": np.array([p.time_s for p in points], np.float64),
-        "power_w": unknown,
-        "power_limit_w": unknown.copy(),
-    }

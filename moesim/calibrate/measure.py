@@ -105,7 +105,9 @@ def measure(options: MeasureOptions, progress: Progress = lambda share, text: No
     if options.device not in ("cpu", "cuda"):
         raise UsageError(f"unknown device {options.device}\nfix: use --device cpu or cuda")
     if options.device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("torch sees no GPU here\nfix: use --device cpu, or a build of torch for CUDA")
+        raise UsageError(
+            "torch sees no GPU here\nfix: use --device cpu, or a build of torch for CUDA"
+        )
     if not 0 < options.minutes <= 24 * 60:
         raise UsageError(f"--minutes is {options.minutes:g}; allowed: above 0, at most a day")
     on_gpu = options.device == "cuda"

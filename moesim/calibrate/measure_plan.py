@@ -26,8 +26,8 @@ MOST_EXPERTS = 16
 SKEW = 1.0
 """Zipf exponent of the rows of experts in every third load; the others are even."""
 
-CACHE_EVERY = 5
-"""One load in so many is measured with its weights in the cache, if they fit."""
+CACHE_SHARE = 0.5
+"""Share of the layers small enough for the cache that are measured with their weights in it."""
 
 COPY_BYTES = (2**18, 2**20, 2**22, 2**24, 2**26)
 
@@ -68,19 +68,19 @@ def plan_workloads(limits: PlanLimits, seed: int) -> tuple[Workload, ...]:
     ]
     experts = []
     for load in range(limits.loads):
-        for place, (hidden, inter) in enumerate(shapes):
+        for hidden, inter in shapes:
             for dtype in limits.dtypes:
                 rows = _rows(rng, limits, ExpertShape(hidden, inter, dtype=dtype), load)
-                wants_cache = (load * limits.shapes + place) % CACHE_EVERY == CACHE_EVERY - 1
-                experts.append(_experts(limits, dtype, hidden, inter, rows, wants_cache))
+                in_cache = bool(rng.random() < CACHE_SHARE)
+                experts.append(_experts(limits, dtype, hidden, inter, rows, in_cache))
     return tuple(transfers + experts)
 
 
 def _experts(
-    limits: PlanLimits, dtype: str, hidden: int, inter: int, rows: tuple[int, ...], cached: bool
+    limits: PlanLimits, dtype: str, hidden: int, inter: int, rows: tuple[int, ...], in_cache: bool
 ) -> Workload:
     weight_bytes = len(rows) * float(ExpertShape(hidden, inter, dtype=dtype).weight_bytes)
-    residency: Residency = "cache" if cached and weight_bytes <= limits.cache_bytes else "memory"
+    residency: Residency = "cache" if in_cache and weight_bytes <= limits.cache_bytes else "memory"
     return Workload(
         kind="experts",
         dtype=dtype,

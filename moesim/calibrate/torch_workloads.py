@@ -82,10 +82,7 @@ class _Pool:
         """The next ``count`` numbers, from the start where the pool ends; or those at its start."""
         kind = self._dtypes[dtype]
         size = count * kind.itemsize
-        if again or self._cursor + size > len(self._bytes):
-            start = 0
-        else:
-            start = self._cursor
+        start = 0 if again or self._cursor + size > len(self._bytes) else self._cursor
         if not again:
             self._cursor = -(-(start + size) // ALIGN_BYTES) * ALIGN_BYTES
         return self._bytes[start : start + size].view(kind)
@@ -191,7 +188,9 @@ class CpuWorkloads:
         torch = self._torch
         rows, hidden = states.shape
         inter = down_weight.shape[0]
-        both = torch.mm(states, gate_up_weight, out=self._view(self._gate_up, dtype, rows, 2 * inter))
+        both = torch.mm(
+            states, gate_up_weight, out=self._view(self._gate_up, dtype, rows, 2 * inter)
+        )
         gate = torch.nn.functional.silu(both[:, :inter], inplace=True)
         product = torch.mul(
             gate, both[:, inter:], out=self._view(self._product, dtype, rows, inter)
@@ -223,7 +222,9 @@ class CudaWorkloads:
 
     kernel = "torch-grouped-mm"
 
-    def __init__(self, workloads: Sequence[Workload], pool_bytes: int, device: str = "cuda") -> None:
+    def __init__(
+        self, workloads: Sequence[Workload], pool_bytes: int, device: str = "cuda"
+    ) -> None:
         self._torch = torch_module()
         self._dtypes = _torch_dtypes(self._torch)
         self._device = device
