@@ -13,30 +13,32 @@ from pathlib import Path
 import numpy as np
 
 from moesim.calibrate.cpu_layers import OPERATOR, Layers, expert_frame, layers_of
-from moesim.calibrate.frame import Frame, dense_groups
+from moesim.calibrate.frame import Frame
 from moesim.calibrate.measurements import Measurements
 from moesim.calibrate.robust_fit import robust_log_fit
 from moesim.errors import InputError, UsageError
 from moesim.operators.cpu_experts import (
     CpuExpertCoefficients,
     CpuExpertFit,
-    CpuExpertProfile,
     cpu_experts_s,
 )
 
 __all__ = [
     "CPU_EXPERTS",
     "CpuExperts",
+    "CpuTable",
     "FittedRoofline",
-    "fit_profile",
     "fit_roofline",
 ]
 
-FEWEST_POINTS = 12
+FEWEST_POINTS = 16
 """Points of a number type below which nothing is fitted: there are ten coefficients."""
 
-INTERVAL = (0.1, 0.9)
-INTERVAL_FOLDS = 4
+FEWEST_CACHED = 6
+"""Points with weights in the cache below which its bandwidth is not fitted."""
+
+FEW_TO_MANY = (4, 32)
+"""Rows per expert that divide the regimes: decode up to 4, small batches, prefill beyond 32."""
 
 FEW_ROWS = (0, 1, 2, 3, 4, 6, 8, 10, 12, 16, 24, 32)
 """Candidates for the most rows that run without packing."""
@@ -76,6 +78,14 @@ class FittedRoofline:
         return np.maximum(arithmetic_s, layers.moved_bytes / self.memory_bytes_per_s) + self.call_s
 
 
+@dataclass(frozen=True)
+class CpuTable:
+    """Measured expert layers; the rules for noise were applied when they were measured."""
+
+    frame: Frame
+    report: None = None
+
+
 class CpuExperts:
     """The operator as the calibration sees it: load, split, fit, predict."""
 
@@ -86,31 +96,43 @@ class CpuExperts:
         source: str | Path,
         systems: Sequence[str] | None = None,
         versions: str | Sequence[str] = "newest",
-        *,
-        noisy: bool = False,
-    ) -> Frame:
-        """Points of a measurements file; those set aside as noisy only if asked for.
+        engines: Sequence[str] | None = None,
+    ) -> CpuTable:
+        """Points of a measurements file that no rule sets aside.
 
         Raises:
-            InputError: If the file is none, or nothing in it is left.
+            InputError: If the file is none, is of a GPU, or nothing in it is left.
+            UsageError: If it holds none of the systems, versions or engines.
         """
-        frame = expert_frame(Measurements.load(source), noisy=noisy)
-        if systems is not None and frame.labels["system"][0] not in systems:
-            raise UsageError(
-                f"{source} holds measurements of {frame.labels['system'][0]}\n"
-                f"fix: leave out the systems, or name that one"
+        measurements = Measurements.load(source)
+        if measurements.device != "cpu":
+            raise InputError(
+                "measurements of a GPU",
+                file=source,
+                field="device",
+                found=measurements.device,
+                allowed="cpu",
+                fix="fit another operator, or measure with --device cpu",
             )
-        if versions not in ("newest", "all") and frame.labels["version"][0] not in versions:
-            raise UsageError(
-                f"{source} holds version {frame.labels['version'][0]}\nfix: leave out the versions"
-            )
-        return frame
+        for what, own, wanted in (
+            ("system", measurements.system, systems),
+            ("engine", measurements.engine, engines),
+            ("version", measurements.version, None if versions in ("newest", "all") else versions),
+        ):
+            if wanted is not None and own not in ([wanted] if isinstance(wanted, str) else wanted):
+                raise UsageError(
+                    f"{source} holds measurements of the {what} {own}\nfix: leave out --{what}s"
+                )
+        try:
+            return CpuTable(expert_frame(measurements))
+        except InputError as error:
+            raise error.within(source) from None
 
-    def shape_key(self, table: Frame) -> np.ndarray:
+    def shape_key(self, table: CpuTable) -> np.ndarray:
         """[rows] code of (hidden, inter): what leave-shape-out holds out together."""
-        return dense_groups([table["hidden"], table["inter"]], len(table))
+        return table.frame.groups(["hidden", "inter"])
 
-    def fit(self, table: Frame, rows: np.ndarray) -> dict[str, CpuExpertFit]:
+    def fit(self, table: CpuTable, rows: np.ndarray) -> dict[str, CpuExpertFit]:
         """Fit every number type on some rows; types with too few of them are left out.
 
         Args:
@@ -118,108 +140,30 @@ class CpuExperts:
             rows: [rows] bool.
         """
         fits = {}
-        for dtype in table.labels["dtype"]:
-            chosen = table.is_label("dtype", dtype) & rows
+        for dtype in table.frame.labels["dtype"]:
+            chosen = table.frame.is_label("dtype", dtype) & rows
             if chosen.sum() >= FEWEST_POINTS:
-                fits[dtype] = self._fit_dtype(table.take(chosen), dtype)
+                fits[dtype] = _fit_frame(table.frame.take(chosen), dtype)
         return fits
 
-    def _fit_dtype(self, table: Frame, dtype: str) -> CpuExpertFit:
-        layers, measured_s = layers_of(table, dtype), table["latency_s"]
-        coefficients, at_bound = _fit_layers(layers, measured_s)
-        low, high = _interval(layers, measured_s, self.shape_key(table), coefficients)
-        row = table.describe(0)
-        return CpuExpertFit(
-            system=str(row["system"]),
-            engine=str(row["engine"]),
-            version=str(row["version"]),
-            kernel=str(row["kernel"]),
-            rows=len(table),
-            at_bound=at_bound,
-            ratio_low=low,
-            ratio_high=high,
-            coefficients=coefficients,
-        )
-
-    def predict(self, table: Frame, coefficients: Mapping[str, CpuExpertFit]) -> np.ndarray:
+    def predict(self, table: CpuTable, coefficients: Mapping[str, CpuExpertFit]) -> np.ndarray:
         """[rows] seconds; NaN where the number type or the residency was not fitted."""
-        seconds = np.full(len(table), np.nan)
+        seconds = np.full(len(table.frame), np.nan)
         for dtype, fit in coefficients.items():
-            chosen = table.is_label("dtype", dtype)
-            layers = layers_of(table.take(chosen), dtype)
+            chosen = table.frame.is_label("dtype", dtype)
+            layers = layers_of(table.frame.take(chosen), dtype)
             seconds[chosen] = _seconds(fit.coefficients, layers)
         return seconds
 
-    def interval(
-        self, table: Frame, coefficients: Mapping[str, CpuExpertFit]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Lower and upper ends of the 80 % intervals, each [rows] seconds."""
-        seconds = self.predict(table, coefficients)
-        low, high = seconds.copy(), seconds.copy()
-        for dtype, fit in coefficients.items():
-            chosen = table.is_label("dtype", dtype)
-            low[chosen] *= fit.ratio_low
-            high[chosen] *= fit.ratio_high
-        return low, high
-
-    def roofline(self, table: Frame, rows: np.ndarray) -> np.ndarray:
-        """[rows] seconds of the textbook roofline, its rates fitted on some rows per type."""
-        seconds = np.full(len(table), np.nan)
-        for dtype in table.labels["dtype"]:
-            chosen = table.is_label("dtype", dtype)
-            layers, fit_rows = layers_of(table.take(chosen), dtype), rows[chosen]
-            if fit_rows.sum() >= FEWEST_POINTS:
-                model = fit_roofline(layers.take(fit_rows), table["latency_s"][chosen][fit_rows])
-                seconds[chosen] = model.seconds(layers)
-        return seconds
-
-    def regimes(self, table: Frame) -> dict[str, np.ndarray]:
-        """Rows of each regime, ``[rows] bool`` by name: number type, rows per expert, residency."""
-        rows = table["tokens"] / table["experts"]
-        found = {
-            "rows<=4": rows <= 4,
-            "4<rows<=32": (rows > 4) & (rows <= 32),
-            "rows>32": rows > 32,
-        }
-        for name in ("dtype", "residency"):
-            found |= {f"{name}={x}": table.is_label(name, x) for x in table.labels[name]}
-        return {name: mask for name, mask in found.items() if mask.any()}
+    def regimes(self, table: CpuTable) -> dict[str, np.ndarray]:
+        """[rows] codes along which errors differ, the finest division first."""
+        frame = table.frame
+        rows = np.digitize(frame["tokens"] / frame["experts"], FEW_TO_MANY, right=True)
+        dtype = frame["dtype"].astype(np.int64)
+        return {"dtype, rows per expert": dtype * 3 + rows, "dtype": dtype}
 
 
 CPU_EXPERTS = CpuExperts()
-
-
-def fit_profile(measurements: Measurements) -> CpuExpertProfile:
-    """All points of a run fitted, as the document that simulations read.
-
-    Raises:
-        InputError: If no number type has enough points.
-    """
-    table = expert_frame(measurements)
-    fits = CPU_EXPERTS.fit(table, np.ones(len(table), bool))
-    if not fits:
-        raise InputError(
-            "too few points to fit anything",
-            field="points",
-            found=len(table),
-            allowed=f"at least {FEWEST_POINTS} of one number type",
-            fix="measure again with more --minutes",
-        )
-    environment = measurements.environment
-    return CpuExpertProfile(
-        system=measurements.system,
-        processor=environment.processor,
-        threads=environment.threads,
-        clock=environment.clock,
-        read_bytes_per_s=measurements.bandwidth_bytes_per_s("read"),
-        copy_bytes_per_s=measurements.bandwidth_bytes_per_s("copy"),
-        fits=tuple(fits.values()),
-        versions=environment.versions,
-        load_average=environment.load_average,
-        date=measurements.date,
-        command=measurements.command,
-        notes=measurements.notes,
-    )
 
 
 def fit_roofline(layers: Layers, measured_s: np.ndarray) -> FittedRoofline:
@@ -230,14 +174,32 @@ def fit_roofline(layers: Layers, measured_s: np.ndarray) -> FittedRoofline:
     return FittedRoofline(**values)
 
 
+def _fit_frame(frame: Frame, dtype: str) -> CpuExpertFit:
+    coefficients, at_bound = _fit_layers(layers_of(frame, dtype), frame["latency_s"])
+    row = frame.describe(0)
+    return CpuExpertFit(
+        system=str(row["system"]),
+        engine=str(row["engine"]),
+        version=str(row["version"]),
+        kernel=str(row["kernel"]),
+        rows=len(frame),
+        at_bound=at_bound,
+        coefficients=coefficients,
+    )
+
+
 def _fit_layers(
-    layers: Layers, measured_s: np.ndarray, candidates: Sequence[int] = FEW_ROWS
+    layers: Layers, measured_s: np.ndarray
 ) -> tuple[CpuExpertCoefficients, tuple[str, ...]]:
     best: tuple[CpuExpertCoefficients, tuple[str, ...]] | None = None
     best_loss = np.inf
-    some_cached = bool(layers.in_cache.any())
-    for few_rows in candidates:
-        bounds = dict(BOUNDS)
+    some_cached = int(layers.in_cache.sum()) >= FEWEST_CACHED
+    if not some_cached:
+        layers, measured_s = layers.take(~layers.in_cache), measured_s[~layers.in_cache]
+    found: dict[str, float] = {}
+    for few_rows in FEW_ROWS:
+        # Each candidate starts where the one before it ended.
+        bounds = {n: (found.get(n, start), low, high) for n, (start, low, high) in BOUNDS.items()}
         if not some_cached:
             del bounds["cache_bytes_per_s"]
         if few_rows == 0:
@@ -256,10 +218,11 @@ def _fit_layers(
             measured_s,
             bounds,
         )
+        found |= values
         if best is None or loss < best_loss * (1 - FEW_ROWS_GAIN):
             best, best_loss = (made(values), at_bound), loss
     if best is None:
-        raise InputError("no candidate for few_rows", field="few_rows", found=list(candidates))
+        raise InputError("nothing could be fitted", field="points", found=len(measured_s))
     return best
 
 
@@ -268,27 +231,6 @@ def _both_sides(rows: np.ndarray, few_rows: int) -> bool:
     most = rows.max(1)
     least = np.where(rows > 0, rows, np.inf).min(1)
     return bool((most <= few_rows).sum() >= 3 and (least > few_rows).sum() >= 3)
-
-
-def _interval(
-    layers: Layers, measured_s: np.ndarray, shapes: np.ndarray, fitted: CpuExpertCoefficients
-) -> tuple[float, float]:
-    """Quantiles of measured over predicted on shapes that a fit has not seen.
-
-    Shapes are dealt into folds in the order of their widths; ``few_rows`` stays as it was chosen.
-    """
-    ratios = []
-    folds = min(INTERVAL_FOLDS, int(shapes.max()) + 1)
-    for fold in range(folds):
-        test = shapes % folds == fold
-        fit = ~test
-        if folds == 1 or fit.sum() < FEWEST_POINTS:
-            test = fit = np.ones(len(shapes), bool)  # nothing to hold out
-        coefficients, _ = _fit_layers(layers.take(fit), measured_s[fit], (fitted.few_rows, 0))
-        ratios.append(measured_s[test] / _seconds(coefficients, layers.take(test)))
-    every = np.concatenate(ratios)
-    low, high = np.quantile(every[np.isfinite(every)], INTERVAL)
-    return float(low), float(high)
 
 
 def _seconds(coefficients: CpuExpertCoefficients, layers: Layers) -> np.ndarray:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -22,9 +22,11 @@ from moesim.calibrate.torch_workloads import (
     CpuWorkloads,
     CudaWorkloads,
     Workloads,
+    multiplies_int8,
     torch_module,
 )
 from moesim.errors import InfeasibleError, UsageError
+from moesim.operators.cpu_experts import ExpertShape
 
 __all__ = ["MeasureOptions", "Rounds", "measure", "time_in_rounds"]
 
@@ -32,7 +34,7 @@ REPEATS = 2
 SHORT_S, SHORT_REPEATS = 2e-3, 4
 """A sample is the least of so many runs in a row; of more where a run is short."""
 
-PLANNED_ROUNDS = 7
+PLANNED_ROUNDS = 5
 """So many rounds fit into the time before the plan is cut, and more are made if it allows."""
 MOST_ROUNDS = 30
 WARM_UP_SHARE = 0.2
@@ -40,6 +42,8 @@ WARM_UP_SHARE = 0.2
 
 BUSY_PRESSURE_PERCENT = 5.0
 """Above this CPU pressure threads wait for each other: a parallel region of 1 ms takes 10 ms."""
+BUSY_LOAD = 0.5
+"""Runnable tasks per processor above which a machine counts as busy where pressure is unknown."""
 
 LEAST_POOL_BYTES = 2**28
 POOL_CACHES = 1.25
@@ -54,11 +58,12 @@ class MeasureOptions:
 
     Attributes:
         device: ``cpu`` or ``cuda``.
-        minutes: Time for all of it, preparations aside.
+        minutes: Time for all of it.
         seed: Seed of the plan and of the order of every round.
         threads: Threads of the matrix library; None for one on a busy machine, else all.
         clock: Clock; None for the thread's own processor time with one thread, else wall time.
         limits: Bounds of the plan; None for the usual ones.
+        pool_bytes: Size of the pool of weights; None for one above the last-level cache.
         system: Name of the machine; None for one made of its processor's.
         command: The command line, for the record.
     """
@@ -69,6 +74,7 @@ class MeasureOptions:
     threads: int | None = None
     clock: Clock | None = None
     limits: PlanLimits | None = None
+    pool_bytes: int | None = None
     system: str | None = None
     command: str = ""
 
@@ -88,7 +94,6 @@ class Rounds:
     samples_s: list[list[float]]
     rounds: int = 0
     interrupted: bool = False
-    durations_s: list[float] = field(default_factory=list)
 
 
 def measure(options: MeasureOptions, progress: Progress = lambda share, text: None) -> Measurements:
@@ -110,30 +115,42 @@ def measure(options: MeasureOptions, progress: Progress = lambda share, text: No
         )
     if not 0 < options.minutes <= 24 * 60:
         raise UsageError(f"--minutes is {options.minutes:g}; allowed: above 0, at most a day")
+    begin_s = time.monotonic()
     on_gpu = options.device == "cuda"
     before = (environment.load_average(), environment.cpu_pressure_percent())
-    threads, clock, notes = _threads_and_clock(options, before[1])
+    threads, clock, notes = _threads_and_clock(options, *before)
     limits = options.limits or (_gpu_limits() if on_gpu else PlanLimits())
+    if not on_gpu and "int8" in limits.dtypes and not multiplies_int8(torch):
+        limits = replace(limits, dtypes=tuple(name for name in limits.dtypes if name != "int8"))
+        notes.append("int8 is left out: this build of torch has no such matrix product here")
     plan = plan_workloads(limits, options.seed)
-    pool_bytes, pool_notes = _pool_bytes(torch, plan, on_gpu)
+    pool_bytes, pool_notes = _pool_bytes(torch, plan, on_gpu, options.pool_bytes)
     progress(0.0, f"preparing {pool_bytes / 1e6:.0f} MB of weights")
+    threads_before = torch.get_num_threads()
     run: Workloads
-    if on_gpu:
-        run, kernel = CudaWorkloads(plan, pool_bytes), CudaWorkloads.kernel
-    else:
-        run, kernel = CpuWorkloads(plan, pool_bytes, threads, clock), CpuWorkloads.kernel
-    rounds = time_in_rounds(
-        plan, run, budget_s=options.minutes * 60, seed=options.seed, progress=progress
-    )
+    try:
+        if on_gpu:
+            run, kernel = CudaWorkloads(plan, pool_bytes), CudaWorkloads.kernel
+        else:
+            run, kernel = CpuWorkloads(plan, pool_bytes, threads, clock), CpuWorkloads.kernel
+        rounds = time_in_rounds(
+            plan,
+            run,
+            budget_s=max(1.0, options.minutes * 60 - (time.monotonic() - begin_s)),
+            seed=options.seed,
+            progress=progress,
+        )
+    finally:
+        torch.set_num_threads(threads_before)
     points, slow = finish(rounds.workloads, rounds.samples_s)
     if not points:
         if rounds.interrupted:
             raise KeyboardInterrupt
         raise InfeasibleError("no workload fits into the time\nfix: allow more --minutes")
-    if len(rounds.workloads) < len(plan):
+    dropped = len(plan) - len(rounds.workloads)
+    if dropped and not rounds.interrupted:
         notes.append(
-            f"{len(plan) - len(rounds.workloads)} of {len(plan)} planned points did not fit into "
-            f"{options.minutes:g} minutes"
+            f"{dropped} of {len(plan)} planned points did not fit into {options.minutes:g} minutes"
         )
     processor = torch.cuda.get_device_name() if on_gpu else environment.processor_name()
     return Measurements(
@@ -232,7 +249,7 @@ def _first_visit(
 
 
 def _threads_and_clock(
-    options: MeasureOptions, pressure_percent: float | None
+    options: MeasureOptions, load: float | None, pressure_percent: float | None
 ) -> tuple[int, Clock, list[str]]:
     """Threads, clock, and what is to be said about them."""
     notes: list[str] = []
@@ -243,13 +260,17 @@ def _threads_and_clock(
     usable = environment.usable_processors()
     threads = options.threads
     if threads is None:
-        busy = pressure_percent is not None and pressure_percent > BUSY_PRESSURE_PERCENT
+        if pressure_percent is not None:
+            busy, sign = pressure_percent > BUSY_PRESSURE_PERCENT, "CPU pressure"
+            value = f"{pressure_percent:.0f} %"
+        else:
+            busy, sign = load is not None and load > BUSY_LOAD * usable, "load average"
+            value = f"{load or 0:.1f}"
         threads = 1 if busy else usable
         if busy and usable > 1:
             notes.append(
-                f"the machine is busy (CPU pressure {pressure_percent:.0f} %): one thread of "
-                f"{usable} was measured, by its own processor time; --threads {usable} on a quiet "
-                "machine measures all"
+                f"the machine is busy ({sign} {value}): one thread of {usable} was measured, by "
+                f"its own processor time; --threads {usable} on a quiet machine measures all"
             )
     if not 1 <= threads <= usable:
         raise UsageError(f"--threads is {threads}; allowed: 1 to {usable} usable processors")
@@ -262,7 +283,9 @@ def _threads_and_clock(
     return threads, clock, notes
 
 
-def _pool_bytes(torch: object, plan: Sequence[Workload], on_gpu: bool) -> tuple[int, list[str]]:
+def _pool_bytes(
+    torch: object, plan: Sequence[Workload], on_gpu: bool, asked_bytes: int | None
+) -> tuple[int, list[str]]:
     """Size of the pool of weights, and a note if it is no larger than the cache."""
     largest = max(_needed_bytes(workload) for workload in plan)
     if on_gpu:
@@ -272,7 +295,7 @@ def _pool_bytes(torch: object, plan: Sequence[Workload], on_gpu: bool) -> tuple[
         cache = environment.cache_bytes() or 0
         available = environment.available_memory_bytes() or 8 * LEAST_POOL_BYTES
     wanted = max(LEAST_POOL_BYTES, 2 * largest, int(POOL_CACHES * cache))
-    size = min(wanted, max(available // 4, largest))
+    size = max(asked_bytes or min(wanted, available // 4), largest)
     notes = []
     if size <= cache:
         notes.append(
@@ -283,8 +306,6 @@ def _pool_bytes(torch: object, plan: Sequence[Workload], on_gpu: bool) -> tuple[
 
 
 def _needed_bytes(workload: Workload) -> int:
-    from moesim.operators.cpu_experts import ExpertShape
-
     if workload.kind != "experts":
         return workload.moved_bytes
     shape = ExpertShape(workload.hidden, workload.inter, dtype=workload.dtype)

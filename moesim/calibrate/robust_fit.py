@@ -17,6 +17,9 @@ ROBUST_SCALE = 0.1
 BOUND_MARGIN = 1e-3
 """A coefficient within this distance of a bound, in log, counts as on it."""
 
+START_MARGIN = 0.1
+"""Least distance of a start from the bounds, in log: on a bound the first step is blind."""
+
 
 def robust_log_fit(
     seconds: Callable[[dict[str, float]], np.ndarray],
@@ -36,6 +39,7 @@ def robust_log_fit(
     optimize = require("scipy.optimize", "measured", "fitting")
     names = list(bounds)
     start, low, high = np.log(np.array([bounds[name] for name in names])).T
+    start = np.clip(start, low + START_MARGIN, high - START_MARGIN)
     log_measured = np.log(measured_s)
 
     def residuals(x: np.ndarray) -> np.ndarray:

@@ -20,7 +20,15 @@ from moesim.calibrate.measurements import Workload
 from moesim.errors import UsageError
 from moesim.extras import require
 
-__all__ = ["Clock", "CpuWorkloads", "CudaWorkloads", "Workloads", "cpu_clock", "torch_module"]
+__all__ = [
+    "Clock",
+    "CpuWorkloads",
+    "CudaWorkloads",
+    "Workloads",
+    "cpu_clock",
+    "multiplies_int8",
+    "torch_module",
+]
 
 Clock = Literal["wall", "thread-cpu", "cuda-event"]
 ALIGN_BYTES = 64
@@ -56,6 +64,15 @@ def cpu_clock(kind: Clock) -> Callable[[], float]:
         raise UsageError("this system has no clock per thread\nfix: use --clock wall")
     clock_id = time.CLOCK_THREAD_CPUTIME_ID
     return lambda: time.clock_gettime(clock_id)
+
+
+def multiplies_int8(torch: Any) -> bool:
+    """Whether torch multiplies 8-bit matrices on this CPU."""
+    ones = torch.ones(32, 32, dtype=torch.int8)
+    try:
+        return bool((torch._int_mm(ones, ones) == 32).all())
+    except (AttributeError, NotImplementedError, RuntimeError):
+        return False
 
 
 def _torch_dtypes(torch: Any) -> dict[str, Any]:

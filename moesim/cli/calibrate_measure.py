@@ -111,8 +111,7 @@ def _scored(
     measured: Measurements, target: Path, seed: int, step: Any, console: Console
 ) -> tuple[dict[str, Any], str]:
     """The result as data and as text; without a score where there are too few points."""
-    from moesim.calibrate.fit_cpu import fit_profile
-    from moesim.calibrate.score_cpu import held_out, repeat_noise
+    from moesim.calibrate.score_cpu import fit_profile, held_out, repeat_noise
     from moesim.errors import InputError, MissingExtraError
 
     noise = repeat_noise(measured)
@@ -122,6 +121,7 @@ def _scored(
             profile = fit_profile(measured)
             step("predicting held-out shapes")
             scores = held_out(measured, seed)
+            profile = profile.model_copy(update={"intervals": scores.intervals})
         except (InputError, MissingExtraError) as error:
             console.say(f"not scored: {error}")
     rates = {
@@ -154,7 +154,7 @@ def _documents(
     if profile is None and device_profile is None:
         return []
     from moesim.calibrate.cpu_device import measured_device
-    from moesim.calibrate.fit_cpu import fit_profile
+    from moesim.calibrate.score_cpu import fit_profile
     from moesim.errors import UsageError
 
     if measured.device != "cpu":
@@ -207,7 +207,7 @@ def _text(
             if fit.at_bound:
                 lines.append(f"      on a bound, not determined: {', '.join(fit.at_bound)}")
     if scores is not None and scores.ours.median_ape is not None:
-        lines += ["", f"held-out shapes ({scores.shapes} in 3 folds)    median     p90    MAPE"]
+        lines += ["", f"held-out shapes ({scores.shapes} in 5 folds)    median     p90    MAPE"]
         for name, part in (
             ("this fit", scores.ours),
             ("  with the points set aside", scores.ours_with_noisy),

@@ -78,10 +78,6 @@ class CpuExpertFit(Document):
     """Points that were fitted on."""
     at_bound: tuple[str, ...] = ()
     """Coefficients that ended on a bound: the points do not determine them."""
-    ratio_low: float = Field(gt=0)
-    """10th percentile of measured over predicted, on shapes that the fit had not seen."""
-    ratio_high: float = Field(gt=0)
-    """90th percentile of the same: together an 80 % interval."""
     coefficients: CpuExpertCoefficients
 
 
@@ -98,6 +94,9 @@ class CpuExpertProfile(Document):
     copy_bytes_per_s: float | None = Field(default=None, gt=0)
     """A copy within memory; each byte counts once."""
     fits: tuple[CpuExpertFit, ...] = Field(min_length=1)
+    intervals: dict[str, tuple[float, float]] = Field(default_factory=dict)
+    """By number type the 10th and 90th percentile of measured over predicted, on shapes that the
+    fit had not seen: together an 80 % interval. Missing where too little was measured."""
     versions: dict[str, str]
     load_average: tuple[float, ...] = ()
     """While it was measured; a busy machine has less bandwidth to give."""
