@@ -78,8 +78,8 @@ def measure(
     if measured.interrupted:
         raise typer.Exit(130)
     with console.progress("fitting") as step:
-        result, text = _scored(measured, target, seed, step, console)
-        for file, document in _documents(measured, profile, device_profile):
+        result, text, fitted = _scored(measured, target, seed, step, console)
+        for file, document in _documents(measured, fitted, profile, device_profile):
             console.say(f"written: {write_json(file, document)}")
     console.result(result, text)
 
@@ -109,8 +109,8 @@ def _clock(name: str | None) -> Any:
 
 def _scored(
     measured: Measurements, target: Path, seed: int, step: Any, console: Console
-) -> tuple[dict[str, Any], str]:
-    """The result as data and as text; without a score where there are too few points."""
+) -> tuple[dict[str, Any], str, CpuExpertProfile | None]:
+    """The result as data and as text, and the fit; without these where points are too few."""
     from moesim.calibrate.score_cpu import fit_profile, held_out, repeat_noise
     from moesim.errors import InputError, MissingExtraError
 
@@ -144,28 +144,29 @@ def _scored(
         "fits": [] if profile is None else [fit.model_dump(mode="json") for fit in profile.fits],
         "notes": list(measured.notes),
     }
-    return result, _text(measured, noise, rates, profile, scores)
+    return result, _text(measured, noise, rates, profile, scores), profile
 
 
 def _documents(
-    measured: Measurements, profile: Path | None, device_profile: Path | None
+    measured: Measurements,
+    fitted: CpuExpertProfile | None,
+    profile: Path | None,
+    device_profile: Path | None,
 ) -> list[tuple[Path, dict[str, Any]]]:
     """What the options ask to be written."""
     if profile is None and device_profile is None:
         return []
     from moesim.calibrate.cpu_device import measured_device
-    from moesim.calibrate.score_cpu import fit_profile
-    from moesim.errors import UsageError
+    from moesim.errors import PartialResultError
 
-    if measured.device != "cpu":
-        raise UsageError(
-            "coefficients are fitted of a CPU only\nfix: leave out --profile and --device-profile"
+    if fitted is None:
+        raise PartialResultError(
+            "the measurements are saved, but nothing was fitted of them\n"
+            "fix: measure a CPU, for longer, with the extra measured installed"
         )
-    fitted = fit_profile(measured)
     documents = [] if profile is None else [(profile, fitted.to_dict())]
     if device_profile is not None:
-        device = measured_device(measured, fitted).to_dict()
-        documents.append((device_profile, device))
+        documents.append((device_profile, measured_device(measured, fitted).to_dict()))
     return documents
 
 
@@ -197,11 +198,12 @@ def _text(
         ]
         for fit in profile.fits:
             c = fit.coefficients
+            packing = format_si(c.pack_bytes_per_s, "B/s") if c.pack_bytes_per_s else "-"
             few = f"≤{c.few_rows}: {format_si(c.few_rows_flop_per_s, 'FLOP/s')}"
             lines.append(
                 f"{c.dtype:<6}{fit.rows:>7}{format_si(c.flop_per_s, 'FLOP/s'):>16}"
                 f"{few if c.few_rows else 'none':>20}{format_si(c.memory_bytes_per_s, 'B/s'):>12}"
-                f"{format_si(c.pack_bytes_per_s, 'B/s'):>12}{format_si(c.expert_s, 's'):>12}"
+                f"{packing:>12}{format_si(c.expert_s, 's'):>12}"
                 f"{c.overlap_exponent:>6.2f}"
             )
             if fit.at_bound:

@@ -59,8 +59,9 @@ class CpuExpertCoefficients(Document):
     """Arithmetic of the kernel for few rows."""
     flop_per_s: float = Field(gt=0)
     """Arithmetic of the kernel for many rows."""
-    pack_bytes_per_s: float = Field(gt=0)
-    """Weights packed per second by the kernel for many rows, wherever they come from."""
+    pack_bytes_per_s: float | None = Field(default=None, gt=0)
+    """Weights packed per second by the kernel for many rows, wherever they come from; None where
+    there is one kernel, whose packing is part of the other two rates."""
     activation_bytes_per_s: float = Field(gt=0)
     """Input, intermediate and output, written and read."""
     overlap_exponent: float = Field(ge=1)
@@ -209,7 +210,9 @@ def cpu_experts_s(
     cache = np.nan if c.cache_bytes_per_s is None else c.cache_bytes_per_s
     source = np.where(in_cache, cache, c.memory_bytes_per_s)[..., None]
     read_s = weight_bytes / source
-    pack_s = np.where(few, 0.0, weight_bytes / c.pack_bytes_per_s)
+    pack_s = 0.0
+    if c.pack_bytes_per_s is not None:
+        pack_s = np.where(few, 0.0, weight_bytes / c.pack_bytes_per_s)
     weights_s = np.where(active, read_s + pack_s, 0.0)
     compute_s = rows * row_flops / np.where(few, c.few_rows_flop_per_s, c.flop_per_s)
     both_s = smooth_maximum(weights_s, compute_s, c.overlap_exponent).sum(-1)

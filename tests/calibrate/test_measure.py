@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moesim.calibrate import measure as measuring
+from moesim.calibrate import score_cpu
 from moesim.calibrate.cpu_device import measured_device
 from moesim.calibrate.cpu_layers import expert_frame
 from moesim.calibrate.fit_cpu import CPU_EXPERTS
@@ -24,7 +25,7 @@ from moesim.calibrate.measurements import (
     finish,
     is_measurements_file,
 )
-from moesim.calibrate.score_cpu import fit_profile, held_out, repeat_noise
+from moesim.calibrate.score_cpu import HeldOut, fit_profile, held_out, repeat_noise
 from moesim.cli import calibrate_measure
 from moesim.cli.console import run
 from moesim.errors import InputError, MissingExtraError, UsageError
@@ -60,12 +61,11 @@ TRUTH = {
         few_rows=0,
         few_rows_flop_per_s=5e11,
         flop_per_s=5e11,
-        pack_bytes_per_s=2e10,
         activation_bytes_per_s=6e9,
         overlap_exponent=1.1,
     ),
 }
-LIMITS = PlanLimits(shapes=20, loads=5, dtypes=("fp32", "int8"))
+LIMITS = PlanLimits(shapes=20, loads=4, dtypes=("fp32", "int8"), cache_bytes=20e6)
 
 
 def layer_s(workload: Workload) -> float:
@@ -132,6 +132,11 @@ def measurements_of(machine: Machine, limits: PlanLimits = LIMITS, budget_s: flo
 @pytest.fixture(scope="module")
 def measured() -> Measurements:
     return measurements_of(Machine())
+
+
+@pytest.fixture(scope="module")
+def scores(measured: Measurements) -> HeldOut:
+    return held_out(measured, seed=0)
 
 
 # Physics
@@ -302,8 +307,7 @@ def _saved(measurements: Measurements) -> Path:
     return write_json(folder / "m.json", measurements.to_dict())
 
 
-def test_held_out_shapes_beat_the_roofline(measured: Measurements) -> None:
-    scores = held_out(measured, seed=0)
+def test_held_out_shapes_beat_the_roofline(measured: Measurements, scores: HeldOut) -> None:
     assert scores.ours.covered == scores.ours.rows == len(expert_frame(measured))
     assert scores.ours.median_ape < 0.03
     assert scores.ours.p90_ape < 0.1
@@ -313,8 +317,6 @@ def test_held_out_shapes_beat_the_roofline(measured: Measurements) -> None:
     assert scores.shapes == LIMITS.shapes
     low, high = scores.intervals["fp32"]
     assert 0.9 < low < 1 < high < 1.1
-    assert held_out(measured, seed=0) == scores
-    assert held_out(measured, seed=1) != scores
     noise = repeat_noise(measured)
     assert noise["points"] == len(measured.points)
     assert 0.001 < noise["iqr_over_median_median"] < 0.05
@@ -339,8 +341,8 @@ def test_types_with_too_few_points_are_not_covered(measured: Measurements) -> No
     assert (np.isnan(predicted_s) == table.frame.is_label("dtype", "int8")).all()
 
 
-def test_profile_and_device_are_documents(measured: Measurements, tmp_path: Path) -> None:
-    profile = fit_profile(measured, held_out(measured, 0))
+def test_profile_and_device_are_documents(measured, scores, tmp_path: Path) -> None:
+    profile = fit_profile(measured, scores)
     file = write_json(tmp_path / "p.json", profile.to_dict())
     assert CpuExpertProfile.load(file) == profile
     assert profile.fit("fp32").coefficients.dtype == "fp32"
@@ -364,34 +366,29 @@ def test_file_round_trip(measured: Measurements, tmp_path: Path) -> None:
     assert not is_measurements_file(tmp_path / "none.json")
 
 
-def _broken(data: dict, change: str) -> dict:
-    data = json.loads(json.dumps(data))
+def _without_rows(data: dict) -> None:
     expert = next(p for p in data["points"] if p["workload"]["kind"] == "experts")
-    match change:
-        case "schema":
-            data["schema"] = "moesim.measurements/9"
-        case "time":
-            data["points"][3]["time_s"] *= 1.5
-        case "missing":
-            del data["environment"]
-        case "unknown":
-            data["surprise"] = 1
-        case "negative":
-            data["points"][0]["samples_s"][1] = -1.0
-        case "rows":
-            expert["workload"]["expert_rows"] = []
-        case "empty":
-            data["points"] = []
-        case "kind":
-            data["points"][2]["workload"]["kind"] = "guess"
-        case "bytes":
-            data["points"][1]["workload"]["moved_bytes"] = 0
-        case "gpu":
-            data["device"] = "cuda"
-        case "noisy":
-            for point in data["points"]:
-                point["noisy"] = "spread"
-    return data
+    expert["workload"]["expert_rows"] = []
+
+
+def _all_noisy(data: dict) -> None:
+    for point in data["points"]:
+        point["noisy"] = "spread"
+
+
+CHANGES = {
+    "schema": lambda data: data.update(schema="moesim.measurements/9"),
+    "time": lambda data: data["points"][3].update(time_s=1.5 * data["points"][3]["time_s"]),
+    "missing": lambda data: data.pop("environment"),
+    "unknown": lambda data: data.update(surprise=1),
+    "negative": lambda data: data["points"][0]["samples_s"].append(-1.0),
+    "rows": _without_rows,
+    "empty": lambda data: data.update(points=[]),
+    "kind": lambda data: data["points"][2]["workload"].update(kind="guess"),
+    "bytes": lambda data: data["points"][1]["workload"].update(moved_bytes=0),
+    "gpu": lambda data: data.update(device="cuda"),
+    "noisy": _all_noisy,
+}
 
 
 @pytest.mark.parametrize(
@@ -401,7 +398,7 @@ def _broken(data: dict, change: str) -> dict:
         ("time", "points[3].time_s: the time is not the median of the samples"),
         ("missing", "environment: a required key is missing"),
         ("unknown", "surprise: unknown key"),
-        ("negative", "points[0].samples_s[1]: input should be greater than 0"),
+        ("negative", "points[0].samples_s["),
         ("rows", "expert_rows: an expert layer needs its widths and rows"),
         ("empty", "points: "),
         ("kind", "points[2].workload.kind: "),
@@ -411,7 +408,9 @@ def _broken(data: dict, change: str) -> dict:
     ],
 )
 def test_bad_files_are_named(measured, tmp_path: Path, change: str, words: str) -> None:
-    file = write_json(tmp_path / "bad.json", _broken(measured.to_dict(), change))
+    data = json.loads(json.dumps(measured.to_dict()))
+    CHANGES[change](data)
+    file = write_json(tmp_path / "bad.json", data)
     with pytest.raises(InputError) as error:
         CPU_EXPERTS.load(file)
     text = str(error.value)
@@ -538,8 +537,11 @@ def _returns(monkeypatch: pytest.MonkeyPatch, result: Measurements) -> list[Meas
     return asked
 
 
-def test_command_writes_scores_and_profiles(app, measured, tmp_path, monkeypatch, capsys) -> None:
+def test_command_writes_scores_and_profiles(
+    app, measured, scores, tmp_path, monkeypatch, capsys
+) -> None:
     asked = _returns(monkeypatch, measured)
+    monkeypatch.setattr(score_cpu, "held_out", lambda measurements, seed: scores)
     words = ["measure", "--minutes", "2", "--seed", "3", "--out", str(tmp_path), "--json"]
     words += ["--profile", str(tmp_path / "p.json"), "--device-profile", str(tmp_path / "d.json")]
     assert run(app, words) == 0
@@ -552,9 +554,11 @@ def test_command_writes_scores_and_profiles(app, measured, tmp_path, monkeypatch
     assert set(CpuExpertProfile.load(tmp_path / "p.json").intervals) == {"fp32", "int8"}
     load_device(tmp_path / "d.json")
     assert (asked[0].minutes, asked[0].seed) == (2.0, 3)
+    _returns(monkeypatch, measured.model_copy(update={"points": measured.points[:60]}))
     assert run(app, ["measure", "--out", str(tmp_path / "x.json"), "--quiet"]) == 0
     printed = capsys.readouterr()
     assert "max-roofline, fitted alike" in printed.out
+    assert "int8" in printed.out
     assert printed.err == ""
 
 
