@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from moesim.calibrate.score_cpu import HeldOut
     from moesim.operators.cpu_experts import CpuExpertProfile
 
-__all__ = ["measure"]
+__all__ = ["evaluate_measurements", "fit_measurements", "measure"]
 
 SCHEMA = "moesim.calibrate-measure/1"
+EVALUATE_SCHEMA = "moesim.calibrate/1"
+FIT_SCHEMA = "moesim.calibrate-fit/1"
 FILE_NAME = "measurements.json"
 
 
@@ -82,6 +84,74 @@ def measure(
         for file, document in _documents(measured, fitted, profile, device_profile):
             console.say(f"written: {write_json(file, document)}")
     console.result(result, text)
+
+
+def evaluate_measurements(source: str | Path, seed: int) -> tuple[dict[str, Any], str]:
+    """Score the cost model on a measurements file: every shape is held out once.
+
+    Returns:
+        The result as data (``moesim.calibrate/1``, with the roofline's errors) and as text.
+
+    Raises:
+        InputError: If the file is none, or holds too little.
+    """
+    from moesim.calibrate.fit_cpu import CPU_EXPERTS
+    from moesim.calibrate.measurements import Measurements
+    from moesim.calibrate.score_cpu import held_out, repeat_noise
+
+    table = CPU_EXPERTS.load(source)
+    measured = Measurements.load(source)
+    scores = held_out(measured, seed)
+    fits = CPU_EXPERTS.fit(table, table.frame["latency_s"] > 0)
+    result: dict[str, Any] = {
+        "schema": EVALUATE_SCHEMA,
+        "ok": True,
+        "source": str(source),
+        "operator": CPU_EXPERTS.name,
+        "systems": [measured.system],
+        "split": "leave-shape-out",
+        "seed": seed,
+        "residual": False,
+        **scores.to_dict(),
+        "noise": repeat_noise(measured),
+        "coefficients": {name: fit.model_dump(mode="json") for name, fit in fits.items()},
+    }
+    return result, "\n".join(_score_lines(scores))
+
+
+def fit_measurements(source: str | Path, out: Path, seed: int = 0) -> tuple[dict[str, Any], str]:
+    """Fit a measurements file and write ``SYSTEM.cpu-experts.json`` and the device profile.
+
+    Returns:
+        The result as data (``moesim.calibrate-fit/1``) and as text.
+
+    Raises:
+        InputError: If the file is none, or holds too little.
+    """
+    from moesim.calibrate.cpu_device import measured_device
+    from moesim.calibrate.fit_cpu import CPU_EXPERTS
+    from moesim.calibrate.measurements import Measurements
+    from moesim.calibrate.score_cpu import fit_profile, held_out
+    from moesim.safe_io import write_json
+
+    rows = len(CPU_EXPERTS.load(source).frame)
+    measured = Measurements.load(source)
+    profile = fit_profile(measured, held_out(measured, seed))
+    file = write_json(out / f"{profile.system}.cpu-experts.json", profile.to_dict())
+    device = measured_device(measured, profile)
+    device_file = write_json(out / f"{device.name}.json", device.to_dict())
+    result: dict[str, Any] = {
+        "schema": FIT_SCHEMA,
+        "ok": True,
+        "operator": CPU_EXPERTS.name,
+        "file": str(file),
+        "device_file": str(device_file),
+        "rows": rows,
+        "rows_dropped": sum(1 for point in measured.points if point.noisy is not None),
+        "fits": len(profile.fits),
+        "on_bounds": {f.coefficients.dtype: list(f.at_bound) for f in profile.fits if f.at_bound},
+    }
+    return result, "\n".join([*_fit_lines(profile), "", f"written: {file}, {device_file}"])
 
 
 def _target(out: Path | None) -> Path:
@@ -191,35 +261,49 @@ def _text(
         ", ".join(f"{kind} {format_si(r, 'B/s')}" for kind, r in rates.items() if r is not None),
     ]
     if profile is not None:
-        lines += [
-            "",
-            f"{'type':<6}{'points':>7}{'arithmetic':>16}{'few rows':>20}{'weights':>12}"
-            f"{'packing':>12}{'per expert':>12}{'p':>6}",
-        ]
-        for fit in profile.fits:
-            c = fit.coefficients
-            packing = format_si(c.pack_bytes_per_s, "B/s") if c.pack_bytes_per_s else "-"
-            few = f"≤{c.few_rows}: {format_si(c.few_rows_flop_per_s, 'FLOP/s')}"
-            lines.append(
-                f"{c.dtype:<6}{fit.rows:>7}{format_si(c.flop_per_s, 'FLOP/s'):>16}"
-                f"{few if c.few_rows else 'none':>20}{format_si(c.memory_bytes_per_s, 'B/s'):>12}"
-                f"{packing:>12}{format_si(c.expert_s, 's'):>12}"
-                f"{c.overlap_exponent:>6.2f}"
-            )
-            if fit.at_bound:
-                lines.append(f"      on a bound, not determined: {', '.join(fit.at_bound)}")
-    if scores is not None and scores.ours.median_ape is not None:
-        lines += ["", f"held-out shapes ({scores.shapes} in 5 folds)    median     p90    MAPE"]
-        for name, part in (
-            ("this fit", scores.ours),
-            ("  with the points set aside", scores.ours_with_noisy),
-            ("max-roofline, fitted alike", scores.roofline),
-            *((f"  {name}", part) for name, part in scores.by_regime.items()),
-        ):
-            lines.append(
-                f"{name:<36}{part.median_ape or 0:>8.1%}{part.p90_ape or 0:>8.1%}"
-                f"{part.mape or 0:>8.1%}   {part.rows} points"
-            )
-        lines.append(f"median error over the roofline's: {scores.ratio or 0:.2f}")
-        lines.append(f"80 % intervals hold {scores.ours.interval_coverage or 0:.0%}")
+        lines += ["", *_fit_lines(profile)]
+    if scores is not None:
+        lines += ["", *_score_lines(scores)]
     return "\n".join(lines)
+
+
+def _fit_lines(profile: CpuExpertProfile) -> list[str]:
+    """Coefficients as a table."""
+    from moesim.units import format_si
+
+    lines = [
+        f"{'type':<6}{'points':>7}{'arithmetic':>16}{'few rows':>20}{'weights':>12}"
+        f"{'packing':>12}{'per expert':>12}{'p':>6}"
+    ]
+    for fit in profile.fits:
+        c = fit.coefficients
+        packing = format_si(c.pack_bytes_per_s, "B/s") if c.pack_bytes_per_s else "-"
+        few = f"≤{c.few_rows}: {format_si(c.few_rows_flop_per_s, 'FLOP/s')}"
+        lines.append(
+            f"{c.dtype:<6}{fit.rows:>7}{format_si(c.flop_per_s, 'FLOP/s'):>16}"
+            f"{few if c.few_rows else '-':>20}{format_si(c.memory_bytes_per_s, 'B/s'):>12}"
+            f"{packing:>12}{format_si(c.expert_s, 's'):>12}{c.overlap_exponent:>6.2f}"
+        )
+        if fit.at_bound:
+            lines.append(f"      on a bound, not determined: {', '.join(fit.at_bound)}")
+    return lines
+
+
+def _score_lines(scores: HeldOut) -> list[str]:
+    """Errors on held-out shapes as a table."""
+    head = f"held out, {scores.shapes} shapes"
+    lines = [f"{head:<36}{'median':>8}{'p90':>8}{'MAPE':>8}"]
+    for name, part in (
+        ("this fit", scores.ours),
+        ("  with the points set aside", scores.ours_with_noisy),
+        ("max-roofline, fitted alike", scores.roofline),
+        *((f"  {name}", part) for name, part in scores.by_regime.items()),
+    ):
+        figures = (part.median_ape, part.p90_ape, part.mape)
+        cells = "".join("       -" if value is None else f"{value:>8.1%}" for value in figures)
+        lines.append(f"{name:<36}{cells}   {part.rows} points")
+    if scores.ratio is not None:
+        lines.append(f"median error over the roofline's: {scores.ratio:.2f}")
+    if scores.ours.interval_coverage is not None:
+        lines.append(f"80 % intervals hold {scores.ours.interval_coverage:.0%}")
+    return lines

@@ -210,9 +210,8 @@ def cpu_experts_s(
     cache = np.nan if c.cache_bytes_per_s is None else c.cache_bytes_per_s
     source = np.where(in_cache, cache, c.memory_bytes_per_s)[..., None]
     read_s = weight_bytes / source
-    pack_s = 0.0
-    if c.pack_bytes_per_s is not None:
-        pack_s = np.where(few, 0.0, weight_bytes / c.pack_bytes_per_s)
+    pack_bytes_per_s = np.inf if c.pack_bytes_per_s is None else c.pack_bytes_per_s
+    pack_s = np.where(few, 0.0, weight_bytes / pack_bytes_per_s)
     weights_s = np.where(active, read_s + pack_s, 0.0)
     compute_s = rows * row_flops / np.where(few, c.few_rows_flop_per_s, c.flop_per_s)
     both_s = smooth_maximum(weights_s, compute_s, c.overlap_exponent).sum(-1)

@@ -562,6 +562,22 @@ def test_command_writes_scores_and_profiles(
     assert printed.err == ""
 
 
+def test_a_file_is_scored_and_fitted(measured, scores, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(score_cpu, "held_out", lambda measurements, seed: scores)
+    file = write_json(tmp_path / "m.json", measured.to_dict())
+    result, text = calibrate_measure.evaluate_measurements(file, seed=0)
+    assert result["schema"] == "moesim.calibrate/1"
+    assert result["median_ape"] == scores.ours.median_ape
+    assert result["ratio_to_roofline"] < 0.4
+    assert set(result["coefficients"]) == {"fp32", "int8"}
+    assert "80 % intervals hold" in text
+    result, _ = calibrate_measure.fit_measurements(file, tmp_path / "fitted")
+    assert CpuExpertProfile.load(result["file"]).system == "made_up"
+    assert load_device(result["device_file"]).kind == "cpu"
+    with pytest.raises(InputError, match="schema"):
+        calibrate_measure.evaluate_measurements(result["device_file"], seed=0)
+
+
 def test_interrupted_command_leaves_its_file(app, tmp_path, monkeypatch, capsys) -> None:
     partial = measurements_of(Machine(stop_after=600))
     assert partial.interrupted
