@@ -294,8 +294,8 @@ class CudaWorkloads:
         split = experts * 2 * hidden * inter
         gate_up = weights[:split].view(experts, 2 * inter, hidden).transpose(1, 2)
         down = weights[split:].view(experts, hidden, inter).transpose(1, 2)
-        on_device = {"dtype": self._dtypes[workload.dtype], "device": self._device}
-        states = torch.ones(rows, hidden, **on_device)
+        # Random numbers: uniform ones draw less power, and a GPU then clocks higher.
+        states = torch.randn(rows, hidden, device=self._device).to(self._dtypes[workload.dtype])
         ends = torch.tensor(workload.expert_rows, device=self._device).cumsum(0).to(torch.int32)
 
         def layer() -> Any:
