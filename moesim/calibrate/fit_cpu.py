@@ -14,8 +14,8 @@ import numpy as np
 
 from moesim.calibrate.cpu_layers import OPERATOR, Layers, expert_frame, layers_of
 from moesim.calibrate.frame import Frame
+from moesim.calibrate.log_fit import robust_log_fit
 from moesim.calibrate.measurements import Measurements
-from moesim.calibrate.robust_fit import robust_log_fit
 from moesim.errors import InputError, UsageError
 from moesim.operators.cpu_experts import (
     CpuExpertCoefficients,
