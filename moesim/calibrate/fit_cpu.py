@@ -45,6 +45,9 @@ FEW_ROWS = (0, 1, 2, 3, 4, 6, 8, 10, 12, 16, 24, 32)
 FEW_ROWS_GAIN = 0.1
 """A second kernel has to lower the loss by this share: it adds three coefficients."""
 
+VISIBLE_CHANGE = 0.01
+"""Least change of any layer's time, as a share, that shows a coefficient to matter."""
+
 # name: (start, low, high); the bounds are what a CPU can be, from one core to two sockets.
 BOUNDS: dict[str, tuple[float, float, float]] = {
     "call_s": (2e-6, 1e-8, 1e-3),
@@ -175,7 +178,8 @@ def fit_roofline(layers: Layers, measured_s: np.ndarray) -> FittedRoofline:
 
 
 def _fit_frame(frame: Frame, dtype: str) -> CpuExpertFit:
-    coefficients, at_bound = _fit_layers(layers_of(frame, dtype), frame["latency_s"])
+    layers = layers_of(frame, dtype)
+    coefficients, at_bound = _fit_layers(layers, frame["latency_s"])
     row = frame.describe(0)
     return CpuExpertFit(
         system=str(row["system"]),
@@ -184,8 +188,31 @@ def _fit_frame(frame: Frame, dtype: str) -> CpuExpertFit:
         kernel=str(row["kernel"]),
         rows=len(frame),
         at_bound=at_bound,
+        undetermined=_undetermined(coefficients, layers),
         coefficients=coefficients,
     )
+
+
+def _undetermined(coefficients: CpuExpertCoefficients, layers: Layers) -> tuple[str, ...]:
+    """Coefficients of which neither twice nor half makes a visible difference to any layer."""
+    fitted_s = _seconds(coefficients, layers)
+    covered = np.isfinite(fitted_s)
+    unused = {"overlap_exponent"}  # a shape, not a rate: at_bound speaks of it
+    if coefficients.few_rows == 0:
+        unused.add("few_rows_flop_per_s")
+    names = []
+    for name in sorted(BOUNDS.keys() - unused):
+        value = getattr(coefficients, name)
+        if value is None:
+            continue
+        changes = []
+        for factor in (0.5, 2.0):
+            changed = coefficients.model_copy(update={name: value * factor})
+            ratio = _seconds(changed, layers)[covered] / fitted_s[covered]
+            changes.append(float(np.abs(ratio - 1).max()))
+        if max(changes) < VISIBLE_CHANGE:
+            names.append(name)
+    return tuple(names)
 
 
 def _fit_layers(

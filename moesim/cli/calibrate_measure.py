@@ -285,7 +285,9 @@ def _fit_lines(profile: CpuExpertProfile) -> list[str]:
             f"{packing:>12}{format_si(c.expert_s, 's'):>12}{c.overlap_exponent:>6.2f}"
         )
         if fit.at_bound:
-            lines.append(f"      on a bound, not determined: {', '.join(fit.at_bound)}")
+            lines.append(f"      on a bound: {', '.join(fit.at_bound)}")
+        if fit.undetermined:
+            lines.append(f"      without influence on these points: {', '.join(fit.undetermined)}")
     return lines
 
 

@@ -78,7 +78,10 @@ class CpuExpertFit(Document):
     rows: int = Field(ge=1)
     """Points that were fitted on."""
     at_bound: tuple[str, ...] = ()
-    """Coefficients that ended on a bound: the points do not determine them."""
+    """Coefficients that ended on a bound."""
+    undetermined: tuple[str, ...] = ()
+    """Coefficients that the points do not determine: twice or half of them changes no time by
+    1 %."""
     coefficients: CpuExpertCoefficients
 
 

@@ -293,6 +293,8 @@ def test_fit_recovers_the_physics_that_made_the_times(measured: Measurements) ->
         assert found.flop_per_s == pytest.approx(truth.flop_per_s, rel=0.1)
         assert found.memory_bytes_per_s == pytest.approx(truth.memory_bytes_per_s, rel=0.15)
     assert fits["fp32"].coefficients.cache_bytes_per_s == pytest.approx(40e9, rel=0.4)
+    # One call per layer of milliseconds: 1 µs shows nowhere, 20 µs per expert does.
+    assert fits["fp32"].undetermined == ("call_s",)
     predicted_s = CPU_EXPERTS.predict(table, fits)
     measured_s = table.frame["latency_s"]
     assert np.median(np.abs(predicted_s / measured_s - 1)) < 0.02
