@@ -1,0 +1,1 @@
+"""Run-time cost of kernels: physics with few fitted coefficients, shapes in, seconds out."""
