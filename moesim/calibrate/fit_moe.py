@@ -25,10 +25,17 @@ from moesim.errors import InputError
 from moesim.extras import require
 from moesim.hardware import Device, load_device
 from moesim.operators.moe import TILES, MoeCoefficients, MoeDevice, MoeShapes, moe_time_s
-from moesim.operators.moe_kernels import ARITHMETIC, family, tile_choice, weight_bytes
-from moesim.schema import Document
+from moesim.operators.moe_fits import MoeFit
+from moesim.operators.moe_kernels import (
+    ACTIVATION_BYTES,
+    ARITHMETIC,
+    cache_bytes,
+    family,
+    tile_choice,
+    weight_bytes,
+)
 
-__all__ = ["GROUP", "MoeFit", "MoeOperator", "MoeTable", "fit_coefficients", "moe_table"]
+__all__ = ["GROUP", "MoeOperator", "MoeTable", "fit_coefficients", "moe_table"]
 
 GROUP = ("system", "engine", "version", "kernel", "dtype")
 """What has coefficients of its own."""
@@ -39,7 +46,8 @@ FIT_ROWS = 2000
 than 0.1 points."""
 MIN_ROWS = 30
 """A fit with fewer rows of its own takes the nearest kernels' coefficients instead."""
-EVALUATIONS = 25
+EVALUATIONS = 10
+"""Steps of the fit; more follow the rows drawn too closely and predict others no better."""
 SOFT = 0.15
 """Log error beyond which a row's pull on the fit no longer grows."""
 SHRINKAGE = 0.02
@@ -47,11 +55,6 @@ SHRINKAGE = 0.02
 
 PROFILES = {"b60": "arc_b60"}
 """Device profile of a measured system, where the names differ."""
-
-CACHE_BYTES = {"a100_sxm": 40e6, "h100_sxm": 50e6, "h200_sxm": 50e6, "l40s": 96e6}
-CACHE_BYTES |= dict.fromkeys(("b200_sxm", "b300_sxm", "gb200", "gb300"), 126e6)
-CACHE_BYTES |= {"rtx_pro_6000_server": 128e6, "b60": 18e6}
-"""L2 of each system: NVIDIA's architecture white papers (A100, H100, Ada, Blackwell), Intel ARK."""
 
 ARCHITECTURE = {"a100_sxm": "ampere", "l40s": "ada", "h100_sxm": "hopper", "h200_sxm": "hopper"}
 ARCHITECTURE |= dict.fromkeys(("b200_sxm", "b300_sxm", "gb200", "gb300"), "blackwell")
@@ -82,23 +85,6 @@ PRIOR = {
 """Centre and standard deviation (of the logarithm) that each coefficient is drawn towards."""
 REACH = 5.0
 """Standard deviations from the centre at which a coefficient is bounded."""
-
-
-class MoeFit(Document):
-    """Fitted coefficients and what they rest on.
-
-    ``borrowed_from`` names the kernels whose rows were used where there were none of its own.
-    """
-
-    system: str
-    engine: str
-    version: str
-    kernel: str
-    dtype: str
-    rows: int
-    borrowed_from: tuple[str, ...] = ()
-    on_bounds: tuple[str, ...] = ()
-    coefficients: MoeCoefficients
 
 
 @dataclass(frozen=True)
@@ -238,7 +224,7 @@ def moe_table(frame: Frame, report: HygieneReport | None = None) -> MoeTable:
         profile = load_device(PROFILES.get(system, system))
         shapes["weight_bytes"][chosen] = weight_bytes(kernel, dtype)
         arithmetic = ARITHMETIC[dtype]
-        shapes["activation_bytes"][chosen] = {"bf16": 2.0, "fp8": 1.0, "fp4": 0.5}[arithmetic]
+        shapes["activation_bytes"][chosen] = ACTIVATION_BYTES[arithmetic]
         allowed, variant = tile_choice(
             kernel, dtype, system, columns["tokens"][chosen], local[chosen], width[chosen]
         )
@@ -247,7 +233,7 @@ def moe_table(frame: Frame, report: HygieneReport | None = None) -> MoeTable:
         device["memory"][chosen] = profile.memory_bytes_per_s
         device["peak"][chosen] = _peak(profile, arithmetic)
         device["cores"][chosen] = profile.cores.value if profile.cores else np.nan
-        device["cache"][chosen] = CACHE_BYTES.get(system, 50e6)
+        device["cache"][chosen] = cache_bytes(profile.name)
     return MoeTable(frame, report, MoeShapes(**shapes), MoeDevice(*device.values()), group)
 
 

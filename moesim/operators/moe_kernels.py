@@ -17,7 +17,15 @@ from moesim.hardware import profiles_folder
 from moesim.operators.moe import TILES
 from moesim.safe_io import read_json
 
-__all__ = ["ARITHMETIC", "WEIGHT_BYTES", "family", "tile_choice", "weight_bytes"]
+__all__ = [
+    "ACTIVATION_BYTES",
+    "ARITHMETIC",
+    "WEIGHT_BYTES",
+    "cache_bytes",
+    "family",
+    "tile_choice",
+    "weight_bytes",
+]
 
 WEIGHT_BYTES = {
     "bfloat16": 2.0,
@@ -43,8 +51,21 @@ ARITHMETIC = {
 }
 """Arithmetic of the GEMMs by type: weights narrower than the activations are widened first."""
 
+ACTIVATION_BYTES = {"bf16": 2.0, "fp8": 1.0, "fp4": 0.5}
+"""Bytes per element of a GEMM's input, by its arithmetic."""
+
+CACHE_BYTES = {"a100_sxm": 40e6, "h100_sxm": 50e6, "h200_sxm": 50e6, "l40s": 96e6}
+CACHE_BYTES |= dict.fromkeys(("b200_sxm", "b300_sxm", "gb200", "gb300"), 126e6)
+CACHE_BYTES |= {"rtx_pro_6000_server": 128e6, "arc_b60": 18e6}
+"""L2 by device profile: NVIDIA's architecture white papers, Intel's product page."""
+
 SGLANG_TRITON = "sglang_fused_moe_triton"
 FAMILIES = ("marlin", "deepgemm", "flashinfer_trtllm", "cutlass", "xpu", "triton")
+
+
+def cache_bytes(device: str) -> float:
+    """Last-level cache of a device; Hopper's where it is not known."""
+    return CACHE_BYTES.get(device, CACHE_BYTES["h100_sxm"])
 
 
 def family(kernel: str) -> str:
@@ -103,8 +124,6 @@ def tile_choice(
     else:
         few, tile = _vllm_default(dtype, tokens)
     tuned = _is_tuned("sglang" if sglang else "vllm", system, dtype, local_experts, width)
-    if not sglang:
-        tuned &= False
     variant = np.where(tuned, 0, np.where(few, 1, 2)).astype(np.int8)
     return tuned | (TILES[:, None] == tile), variant
 
