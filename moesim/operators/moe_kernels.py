@@ -60,6 +60,7 @@ CACHE_BYTES |= {"rtx_pro_6000_server": 128e6, "arc_b60": 18e6}
 """L2 by device profile: NVIDIA's architecture white papers, Intel's product page."""
 
 SGLANG_TRITON = "sglang_fused_moe_triton"
+VLLM_EARLIER = "vllm_fused_moe"
 FAMILIES = ("marlin", "deepgemm", "flashinfer_trtllm", "cutlass", "xpu", "triton")
 
 
@@ -72,7 +73,7 @@ def family(kernel: str) -> str:
     """Which family of implementations a kernel belongs to, as far as its name tells."""
     if kernel in ("moe_torch_flow", "moe_torch_flow_nongated", "moe_torch_flow_min_latency"):
         return "cutlass"
-    if kernel == "vllm_fused_moe":
+    if kernel == VLLM_EARLIER:
         return "triton"
     return next((name for name in FAMILIES if name in kernel), kernel)
 
@@ -121,6 +122,8 @@ def tile_choice(
     sglang = kernel.startswith(SGLANG_TRITON)
     if sglang:
         few, tile = _sglang_default(dtype, tokens, local_experts)
+    elif kernel == VLLM_EARLIER:
+        few, tile = _vllm_earlier_default(dtype, tokens, local_experts)
     else:
         few, tile = _vllm_default(dtype, tokens)
     tuned = _is_tuned("sglang" if sglang else "vllm", system, dtype, local_experts, width)
@@ -130,7 +133,11 @@ def tile_choice(
 
 def _shipped_configurations(kernel: str) -> bool:
     """Whether the kernel looks its tiles up in configurations that come with the engine."""
-    return kernel.startswith(SGLANG_TRITON) or kernel.endswith("_triton_tritonexperts")
+    return (
+        kernel.startswith(SGLANG_TRITON)
+        or kernel == VLLM_EARLIER
+        or kernel.endswith("_triton_tritonexperts")
+    )
 
 
 def _sglang_default(
@@ -150,6 +157,16 @@ def _vllm_default(dtype: str, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarra
         return few, np.where(few, 16, 64)
     tile = np.array([16, 32, 64, 128])[np.searchsorted([32, 96, 512], tokens)]
     return few, tile
+
+
+def _vllm_earlier_default(
+    dtype: str, tokens: np.ndarray, local_experts: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Same for vLLM before 0.20, whose default is that of the kernel SGLang took over."""
+    if dtype == "fp8_block":
+        return np.zeros(len(tokens), bool), np.full(len(tokens), 64)
+    few = tokens <= local_experts
+    return few, np.where(few, 16, 64)
 
 
 def _is_tuned(
