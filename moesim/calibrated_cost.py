@@ -130,7 +130,7 @@ class CalibratedCost:
         kernel, dtype = self.fit.kernel, self.fit.dtype
         local, width = np.full(rows, float(slots)), np.full(rows, float(self.width))
         allowed, variant = tile_choice(
-            kernel, dtype, self.fit.system, group_copies / self.top_k, local, width
+            kernel, dtype, self.fit.system, group_copies / self.top_k, group_copies, local, width
         )
         return MoeShapes(
             hidden=np.full(rows, float(self.hidden)),

@@ -226,7 +226,13 @@ def moe_table(frame: Frame, report: HygieneReport | None = None) -> MoeTable:
         arithmetic = ARITHMETIC[dtype]
         shapes["activation_bytes"][chosen] = ACTIVATION_BYTES[arithmetic]
         allowed, variant = tile_choice(
-            kernel, dtype, system, columns["tokens"][chosen], local[chosen], width[chosen]
+            kernel,
+            dtype,
+            profile.name,
+            columns["tokens"][chosen],
+            shapes["group_copies"][chosen],
+            local[chosen],
+            width[chosen],
         )
         shapes["tile_allowed"][:, chosen] = allowed
         shapes["variant"][chosen] = variant

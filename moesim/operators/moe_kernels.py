@@ -98,6 +98,7 @@ def tile_choice(
     dtype: str,
     system: str,
     tokens: np.ndarray,
+    group_copies: np.ndarray,
     local_experts: np.ndarray,
     width: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -108,6 +109,7 @@ def tile_choice(
         dtype: Same.
         system: Device profile.
         tokens: ``[rows]`` tokens of the expert-parallel group.
+        group_copies: ``[rows]`` token copies of the group: tokens times top_k.
         local_experts: ``[rows]`` experts on the device.
         width: ``[rows]`` elements between the GEMMs on the device.
 
@@ -117,6 +119,8 @@ def tile_choice(
     """
     rows = len(tokens)
     every = np.ones((len(TILES), rows), bool)
+    if family(kernel) == "marlin":
+        return TILES[:, None] == _marlin_tile(group_copies / local_experts), np.zeros(rows, np.int8)
     if not _shipped_configurations(kernel):
         return every, np.zeros(rows, np.int8)
     sglang = kernel.startswith(SGLANG_TRITON)
@@ -138,6 +142,17 @@ def _shipped_configurations(kernel: str) -> bool:
         or kernel == VLLM_EARLIER
         or kernel.endswith("_triton_tritonexperts")
     )
+
+
+def _marlin_tile(copies_per_expert: np.ndarray) -> np.ndarray:
+    """Marlin's tile: the first of 8, 16, 32, 48, 64 that 0.9 of it holds the copies, ``[rows]``.
+
+    All copies of the group are counted against the device's own experts (``fused_marlin_moe`` of
+    both engines), so that ranks of a large group get tiles too large for what they hold. Tiles of
+    8 and 48 are taken as 16 and 64.
+    """
+    place = np.searchsorted(0.9 * np.array([16, 32, 64]), copies_per_expert, side="right")
+    return np.array([16, 32, 64, 64])[place]
 
 
 def _sglang_default(

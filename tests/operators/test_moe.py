@@ -144,7 +144,13 @@ def test_sglang_default_switches_where_its_source_says():
     """fused_moe_triton_config.py: 16 rows while tokens <= local experts, then 64."""
     one = np.ones(2)
     tiles, variant = tiles_of(
-        "sglang_fused_moe_triton", "bfloat16", "h200_sxm", np.array([64, 65]), 64 * one, 1536 * one
+        "sglang_fused_moe_triton",
+        "bfloat16",
+        "h200_sxm",
+        np.array([64, 65]),
+        one,
+        64 * one,
+        1536 * one,
     )
     assert tiles == [[16], [64]]
     assert variant == [1, 2]
@@ -157,6 +163,7 @@ def test_a_tuned_shape_may_use_any_tile():
         "bfloat16",
         "h200_sxm",
         np.array([4]),
+        np.array([32]),
         np.array([128.0]),
         np.array([384.0]),
     )
@@ -168,14 +175,28 @@ def test_vllm_default_by_tokens():
     tokens = np.array([32, 33, 96, 97, 512, 513])
     one = np.ones(6)
     tiles, _ = tiles_of(
-        "vllm_x_triton_tritonexperts", "bfloat16", "h200_sxm", tokens, 7 * one, 333 * one
+        "vllm_x_triton_tritonexperts", "bfloat16", "h200_sxm", tokens, one, 7 * one, 333 * one
     )
     assert tiles == [[16], [32], [32], [64], [64], [128]]
 
 
+def test_marlin_counts_the_copies_of_all_ranks_against_its_own_experts():
+    """fused_marlin_moe: the first tile of 8 … 64 with copies / experts / tile below 0.9."""
+    copies = np.array([8.0, 8 * 14.4, 8 * 28.8, 8 * 1000])
+    experts = np.full(4, 8.0)
+    tiles, _ = tiles_of("x_marlin_y", "int4_wo", "h200_sxm", copies, copies, experts, experts)
+    assert tiles == [[16], [32], [64], [64]]
+
+
 def test_kernels_that_tune_themselves_use_any_tile():
     tiles, variant = tiles_of(
-        "moe_torch_flow_cutlass", "fp8", "h200_sxm", np.array([9]), np.ones(1), np.ones(1)
+        "moe_torch_flow_cutlass",
+        "fp8",
+        "h200_sxm",
+        np.array([9]),
+        np.ones(1),
+        np.ones(1),
+        np.ones(1),
     )
     assert tiles == [TILES.tolist()]
     assert variant == [0]
