@@ -39,7 +39,11 @@ def fitted_moe(
         rows_dropped={finding.rule: len(finding.rows) for finding in dropped},
         date=date,
         command=command,
-        fits=tuple(_with_intervals(fit, table, residuals) for fit in fits.values()),
+        fits=tuple(
+            _with_intervals(fit, table, residuals)
+            for fit in fits.values()
+            if isinstance(fit, MoeFit)  # trees are not shipped
+        ),
     )
 
 

@@ -19,6 +19,7 @@ from moesim.calibrate.frame import Frame
 from moesim.calibrate.hygiene import HygieneReport, clean
 from moesim.calibrate.metrics import LARGE, SMALL
 from moesim.calibrate.moe_load import moe_loads
+from moesim.calibrate.moe_residual import CorrectedMoe, learn_residual
 from moesim.calibrate.operators import read_operator
 from moesim.calibrate.tables import open_catalogue
 from moesim.errors import InputError
@@ -44,6 +45,8 @@ ENGINES = ("sglang", "trtllm", "vllm")
 FIT_ROWS = 2000
 """Rows drawn for one fit; 20 coefficients need no more, and twice as many change errors by less
 than 0.1 points."""
+RESIDUAL_ROWS = 8000
+"""Rows drawn for one residual."""
 MIN_ROWS = 30
 """A fit with fewer rows of its own takes the nearest kernels' coefficients instead."""
 EVALUATIONS = 10
@@ -115,9 +118,13 @@ class MoeOperator:
     """The fused expert layer, as :class:`~moesim.calibrate.operator.CalibratedOperator`."""
 
     name = "moe"
+    has_residual = True
 
-    def __init__(self) -> None:
+    def __init__(self, *, residual: bool = False) -> None:
+        """With ``residual``, trees correct the physics of every group that has own rows."""
+        self._residual = residual
         self._known: dict[str, tuple[MoeCoefficients, tuple[str, ...]]] = {}
+        self._corrected: dict[str, CorrectedMoe] = {}
 
     def load(
         self,
@@ -136,12 +143,12 @@ class MoeOperator:
         """Codes that leave-shape-out holds out together."""
         return table.frame.groups(("hidden", "inter", "top_k", "experts"))
 
-    def fit(self, table: MoeTable, rows: np.ndarray) -> Mapping[str, MoeFit]:
+    def fit(self, table: MoeTable, rows: np.ndarray) -> Mapping[str, MoeFit | CorrectedMoe]:
         """Coefficients of every group in the table, from the rows of a mask only."""
         groups = int(table.group.max()) + 1 if len(table.group) else 0
         names = [table.name(group) for group in range(groups)]
         own = np.bincount(table.group[rows], minlength=groups)
-        fits = {}
+        fits: dict[str, MoeFit | CorrectedMoe] = {}
         for group, name in enumerate(names):
             donors = [group]
             if own[group] < MIN_ROWS:
@@ -151,25 +158,31 @@ class MoeOperator:
                 continue
             coefficients, bounds = self._fit(table, chosen)
             others = () if donors == [group] else tuple("/".join(names[d]) for d in donors)
-            fits["/".join(name)] = MoeFit(
+            found = MoeFit(
                 **dict(zip(GROUP, name, strict=True)),
                 rows=len(chosen),
                 borrowed_from=others,
                 on_bounds=bounds,
                 coefficients=coefficients,
             )
+            corrected = self._residual and not others
+            fits["/".join(name)] = self._correct(found, table, chosen) if corrected else found
         return fits
 
-    def predict(self, table: MoeTable, coefficients: Mapping[str, MoeFit]) -> np.ndarray:
+    def predict(
+        self, table: MoeTable, coefficients: Mapping[str, MoeFit | CorrectedMoe]
+    ) -> np.ndarray:
         """Seconds, ``[rows]``; NaN where a group has no coefficients."""
         seconds = np.full(len(table.group), np.nan)
         for group in range(int(table.group.max()) + 1 if len(table.group) else 0):
             found = coefficients.get("/".join(table.name(group)))
             if found is not None:
                 chosen = np.flatnonzero(table.group == group)
-                seconds[chosen] = moe_time_s(
-                    table.shapes.take(chosen), _take(table.device, chosen), found.coefficients
-                )
+                layers = table.shapes.take(chosen), _take(table.device, chosen)
+                if isinstance(found, CorrectedMoe):
+                    seconds[chosen] = found.time_s(*layers)
+                else:
+                    seconds[chosen] = moe_time_s(*layers, found.coefficients)
         return seconds
 
     def regimes(self, table: MoeTable) -> dict[str, np.ndarray]:
@@ -180,7 +193,7 @@ class MoeOperator:
 
     def _fit(self, table: MoeTable, rows: np.ndarray) -> tuple[MoeCoefficients, tuple[str, ...]]:
         """One fit; the same rows are not fitted twice."""
-        rows = rows[_draw(len(rows))]
+        rows = rows[_draw(len(rows), FIT_ROWS)]
         seen = hashlib.sha256(rows.tobytes()).hexdigest()
         if seen not in self._known:
             self._known[seen] = fit_coefficients(
@@ -189,6 +202,19 @@ class MoeOperator:
                 table.frame["latency_s"][rows],
             )
         return self._known[seen]
+
+    def _correct(self, fit: MoeFit, table: MoeTable, rows: np.ndarray) -> CorrectedMoe:
+        """The fit with its residual; the same rows do not teach twice."""
+        rows = rows[_draw(len(rows), RESIDUAL_ROWS)]
+        seen = hashlib.sha256(rows.tobytes()).hexdigest()
+        if seen not in self._corrected:
+            self._corrected[seen] = learn_residual(
+                fit,
+                table.shapes.take(rows),
+                _take(table.device, rows),
+                table.frame["latency_s"][rows],
+            )
+        return self._corrected[seen]
 
 
 def moe_table(frame: Frame, report: HygieneReport | None = None) -> MoeTable:
@@ -357,8 +383,8 @@ def _take(device: MoeDevice, rows: np.ndarray) -> MoeDevice:
     )
 
 
-def _draw(rows: int) -> np.ndarray:
+def _draw(rows: int, most: int) -> np.ndarray:
     """Which rows a fit looks at, ascending."""
-    if rows <= FIT_ROWS:
+    if rows <= most:
         return np.arange(rows)
-    return np.sort(np.random.default_rng(rows).choice(rows, FIT_ROWS, replace=False))
+    return np.sort(np.random.default_rng(rows).choice(rows, most, replace=False))

@@ -122,7 +122,8 @@ def evaluate(
     residual: Annotated[
         bool,
         typer.Option(
-            "--residual/--no-residual", help="Add the learned residual, where there is one."
+            "--residual/--no-residual",
+            help="Add the learned residual, or score the physics alone (default).",
         ),
     ] = False,
     out: ResultOutOption = None,
@@ -135,11 +136,8 @@ def evaluate(
     """
     from moesim.calibrate import operator as scoring
     from moesim.calibrate.registry import calibrated_operator
-    from moesim.errors import UsageError
 
-    model = calibrated_operator(operator)
-    if residual:
-        raise UsageError(f"{operator} has no learned residual\nfix: use --no-residual")
+    model = calibrated_operator(operator, residual=residual)
     console = Console(as_json=as_json, quiet=quiet, out=out)
     wanted = versions or ("all" if split == "leave-version-out" else "newest")
     with console.progress("reading") as step:

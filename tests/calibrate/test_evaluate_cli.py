@@ -5,8 +5,10 @@ import json
 import numpy as np
 import pytest
 
+from moesim.calibrate.registry import CALIBRATED, calibrated_operator
 from moesim.cli.app import app
 from moesim.cli.console import run
+from moesim.errors import UsageError
 from moesim.operators.moe_fits import FittedMoe
 from tests.calibrate.synthetic import write_table
 from tests.calibrate.test_fit_moe import rows, timed
@@ -80,7 +82,6 @@ def test_evaluate_holds_out_one_system(capsys, folder):
         (("--operator", "unheard"), "no fitted model of operator unheard"),
         (("--split", "unheard"), "unknown split unheard"),
         (("--hold-out", "b200"), "nothing is held out under b200"),
-        (("--residual",), "no learned residual"),
         (("--split", "random", "--fit-fraction", "1"), "fit fraction"),
     ],
 )
@@ -88,6 +89,22 @@ def test_what_evaluate_refuses(capsys, folder, arguments, message):
     code, _, err = call(capsys, "evaluate", "--source", str(folder), *arguments)
     assert code == 2
     assert message in err
+
+
+def test_the_residual_is_reported_beside_the_physics(capsys, folder):
+    arguments = ("--source", str(folder), "--split", "random", "--fit-fraction", "0.5")
+    code, out, _ = call(capsys, "evaluate", *arguments, "--residual", "--json")
+    data = json.loads(out)
+    assert code == 0
+    assert data["residual"] is True
+    (fits,) = data["coefficients"].values()
+    assert all(fit["residual"]["trees"] > 0 for fit in fits.values())
+
+
+def test_an_operator_without_residual_says_so(monkeypatch):
+    monkeypatch.setitem(CALIBRATED, "plain", "builtins:object")
+    with pytest.raises(UsageError, match="plain has no learned residual"):
+        calibrated_operator("plain", residual=True)
 
 
 def test_fit_writes_what_running_reads(capsys, folder, tmp_path):
