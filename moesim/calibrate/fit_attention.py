@@ -1,0 +1,341 @@
+"""Fits the attention models to measured rows, kernel by kernel.
+
+A kernel here is one compiled variant: engines compile by head dimension, cache format, window and
+(for decode) by how many query heads share a key-value head. The sizes of its blocks are not in the
+tables: a few are tried on a small draw of the rows and the best are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from moesim.calibrate.frame import Frame
+from moesim.calibrate.measured_rows import (
+    KERNEL,
+    MeasuredRows,
+    kernel_groups,
+    load_rows,
+    matching_rows,
+    processor_of,
+    regimes,
+    shape_key,
+)
+from moesim.calibrate.robust_fit import Coefficient, Fitted, evenly_drawn, fit_log
+from moesim.calibrate.tables import PACKAGE
+from moesim.operators.attention import (
+    AttentionShape,
+    DecodeCoefficients,
+    PrefillCoefficients,
+    decode_geometry,
+    decode_seconds,
+    prefill_geometry,
+    prefill_seconds,
+)
+from moesim.operators.processor import Processor
+from moesim.schema import Document
+
+__all__ = [
+    "ATTENTION",
+    "CONTEXT_ATTENTION",
+    "GENERATION_ATTENTION",
+    "AttentionKernel",
+    "AttentionOperator",
+    "Sequences",
+    "fit_decode",
+    "fit_prefill",
+]
+
+LEAST_ROWS = 40
+TRIAL_ROWS, TRIAL_STEPS = 400, 15
+FINAL_ROWS, FINAL_STEPS = 2000, 40
+ELEMENT_BYTES = {"bfloat16": 2.0, "float16": 2.0, "fp8": 1.0, "fp8_block": 1.0}
+ARITHMETIC = {"bfloat16": "bf16", "float16": "fp16", "fp8": "fp8", "fp8_block": "fp8"}
+MANY_HEADS = 32
+"""TensorRT-LLM's kernel for shared key-value heads takes up to 32 query heads each; above, its
+kernel for single heads runs (in the tables: the step in time between 32 and 48)."""
+
+Coefficients = TypeVar("Coefficients", PrefillCoefficients, DecodeCoefficients)
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Measured attention calls of one kernel; arrays ``[rows]``.
+
+    Attributes:
+        batch: Sequences.
+        query_tokens: New tokens per sequence.
+        past_tokens: Tokens in the cache before them.
+        heads: Query heads.
+        kv_heads: Key-value heads.
+        window_tokens: Keys that a query sees at most; 0: all.
+        seconds: Measured.
+    """
+
+    batch: np.ndarray
+    query_tokens: np.ndarray
+    past_tokens: np.ndarray
+    heads: np.ndarray
+    kv_heads: np.ndarray
+    window_tokens: np.ndarray
+    seconds: np.ndarray
+
+    def take(self, rows: np.ndarray) -> Sequences:
+        """Some of them."""
+        return replace(self, **{name: getattr(self, name)[rows] for name in self.__annotations__})
+
+
+class AttentionKernel(Document):
+    """One compiled kernel of an engine version on a system, with its fit."""
+
+    system: str
+    engine: str
+    version: str
+    kernel: str
+    dtype: str
+    kv_dtype: str
+    head_dim: int
+    variant: str
+    """``window`` or ``full``; for decode also how many query heads share a key-value head."""
+    processor: Processor
+    coefficients: PrefillCoefficients | DecodeCoefficients
+    rows: int = 0
+    at_bound: tuple[str, ...] = ()
+
+
+def prefill_space(seconds: np.ndarray) -> tuple[Coefficient, ...]:
+    """Coefficients of a prefill kernel, with the bounds that physics sets."""
+    fastest_s = float(seconds.min())
+    return (
+        Coefficient("launch_s", 0.8 * fastest_s, 1e-6, max(2 * fastest_s, 4e-6)),
+        Coefficient("block_s", 1e-6, 1e-9, 3e-5),
+        Coefficient("compute_efficiency", 0.6, 0.01, 1.05),
+        Coefficient("memory_efficiency", 0.6, 0.01, 4.0),  # K and V may still be in the L2 cache
+        Coefficient("longest_share", 0.9, 0.05, 3.0),
+        Coefficient("balance_exponent", 2.0, 1.0, 8.0),
+        Coefficient("slowdown", 0.1, 1e-3, 1.0),
+    )
+
+
+def decode_space(seconds: np.ndarray) -> tuple[Coefficient, ...]:
+    """Coefficients of a decode kernel, with the bounds that physics sets."""
+    fastest_s = float(seconds.min())
+    return (
+        Coefficient("launch_s", 0.7 * fastest_s, 5e-7, max(2 * fastest_s, 4e-6)),
+        Coefficient("block_s", 1e-6, 1e-9, 3e-5),
+        Coefficient("core_bytes_per_s", 60e9, 1e9, 400e9),
+        Coefficient("memory_efficiency", 0.8, 0.1, 1.05),
+        Coefficient("merge_s", 2e-6, 1e-8, 2e-5),
+        Coefficient("head_s", 1e-9, 1e-12, 1e-6),
+        Coefficient("overlap_exponent", 3.0, 1.0, 8.0),
+        Coefficient("blocks_per_core", 1.0, 0.5, 8.0),
+    )
+
+
+def _search(
+    fit: Callable[[Sequences, tuple[int, int, bool], int, Mapping[str, float] | None], Fitted],
+    sequences: Sequences,
+    options: Iterable[tuple[int, int, bool]],
+) -> tuple[tuple[int, int, bool], Fitted]:
+    """Try the options on a small draw, fit the best on a larger one."""
+    everything = np.arange(len(sequences.seconds))
+    trial = sequences.take(evenly_drawn(everything, TRIAL_ROWS))
+    tried = [(fit(trial, blocks, TRIAL_STEPS, None), blocks) for blocks in options]
+    found, blocks = min(tried, key=lambda one: one[0].loss)
+    final = sequences.take(evenly_drawn(everything, FINAL_ROWS, seed=1))
+    return blocks, fit(final, blocks, FINAL_STEPS, found.values)
+
+
+def _started(
+    space: Sequence[Coefficient], start: Mapping[str, float] | None
+) -> list[Coefficient]:
+    return [replace(c, start=(start or {}).get(c.name, c.start)) for c in space]
+
+
+def fit_prefill(
+    sequences: Sequences, shape: AttentionShape, processor: Processor
+) -> tuple[PrefillCoefficients, Fitted]:
+    """Choose the blocks of a prefill kernel and fit its coefficients."""
+
+    def fit(
+        part: Sequences,
+        blocks: tuple[int, int, bool],
+        steps: int,
+        start: Mapping[str, float] | None,
+    ) -> Fitted:
+        geometry = prefill_geometry(*_prefill_arguments(part), shape, blocks)
+
+        def seconds(values: Mapping[str, float]) -> np.ndarray:
+            c = PrefillCoefficients.model_construct(**values)
+            return prefill_seconds(geometry, c, processor)
+
+        space = _started(prefill_space(part.seconds), start)
+        return fit_log(seconds, part.seconds, space, evaluations=steps)
+
+    options = [
+        (rows, columns, shares)
+        for rows, columns in ((64, 64), (128, 64), (128, 128), (192, 128), (256, 128))
+        for shares in (False, True)
+    ]
+    (rows, columns, shares), found = _search(fit, sequences, options)
+    c = PrefillCoefficients(
+        query_rows=rows, key_columns=columns, shares_heads=shares, **found.values
+    )
+    return c, found
+
+
+def fit_decode(
+    sequences: Sequences,
+    shape: AttentionShape,
+    processor: Processor,
+    heads_per_block: Sequence[int] = (1, 64),
+) -> tuple[DecodeCoefficients, Fitted]:
+    """Choose the blocks of a decode kernel and fit its coefficients."""
+
+    def fit(
+        part: Sequences,
+        blocks: tuple[int, int, bool],
+        steps: int,
+        start: Mapping[str, float] | None,
+    ) -> Fitted:
+        geometry = decode_geometry(*_decode_arguments(part), shape, blocks)
+
+        def seconds(values: Mapping[str, float]) -> np.ndarray:
+            c = DecodeCoefficients.model_construct(**values)
+            return decode_seconds(geometry, c, processor)
+
+        space = _started(decode_space(part.seconds), start)
+        return fit_log(seconds, part.seconds, space, evaluations=steps)
+
+    options = product((64, 128, 256), heads_per_block, (False, True))
+    (columns, per_block, splits), found = _search(fit, sequences, options)
+    c = DecodeCoefficients(
+        key_columns=columns, heads_per_block=per_block, splits=splits, **found.values
+    )
+    return c, found
+
+
+def attention_seconds(
+    sequences: Sequences,
+    shape: AttentionShape,
+    c: PrefillCoefficients | DecodeCoefficients,
+    processor: Processor,
+) -> np.ndarray:
+    """Seconds of the sequences, ``[rows]``."""
+    if isinstance(c, PrefillCoefficients):
+        blocks = (c.query_rows, c.key_columns, c.shares_heads)
+        prefill = prefill_geometry(*_prefill_arguments(sequences), shape, blocks)
+        return prefill_seconds(prefill, c, processor)
+    parts = (c.key_columns, c.heads_per_block, c.splits)
+    decode = decode_geometry(*_decode_arguments(sequences), shape, parts)
+    return decode_seconds(decode, c, processor)
+
+
+@dataclass(frozen=True)
+class AttentionOperator(Generic[Coefficients]):
+    """Prefill or decode attention as an operator of the calibration."""
+
+    name: str
+    fit_rows: Callable[[Sequences, AttentionShape, Processor], tuple[Coefficients, Fitted]]
+
+    def load(
+        self,
+        source: str | Path = PACKAGE,
+        systems: Iterable[str] | None = None,
+        versions: str | Iterable[str] = "newest",
+    ) -> MeasuredRows:
+        """Rows after hygiene, with the column ``variant``."""
+        found = load_rows(self.name, source, systems, versions)
+        return replace(found, frame=self.with_variant(found.frame))
+
+    def with_variant(self, frame: Frame) -> Frame:
+        """Add the column that tells compiled variants apart."""
+        window = (frame["window_tokens"] > 0).astype(np.int32)
+        if self.name == "context_attention":
+            names: tuple[str, ...] = ("full", "window")
+            codes = window
+        else:
+            share = frame["heads"] / frame["kv_heads"]
+            few = np.where(share > MANY_HEADS, 2, np.where(share > 1, 1, 0)).astype(np.int32)
+            names = tuple(
+                f"{seen}, {heads}"
+                for seen in ("full", "window")
+                for heads in ("1 head", f"2-{MANY_HEADS} heads", f"over {MANY_HEADS} heads")
+            )
+            codes = window * 3 + few
+        columns = dict(frame.columns) | {"variant": codes}
+        return Frame(frame.operator, columns, dict(frame.labels) | {"variant": names}, frame.notes)
+
+    def shape_key(self, table: MeasuredRows) -> np.ndarray:
+        """Codes of (heads, kv_heads, head_dim, window), ``[rows] int64``."""
+        return table.frame.groups(("heads", "kv_heads", "head_dim", "window_tokens"))
+
+    def regimes(self, table: MeasuredRows) -> dict[str, np.ndarray]:
+        """Rows of each regime."""
+        return regimes(table)
+
+    def fit(self, table: MeasuredRows, rows: np.ndarray) -> tuple[AttentionKernel, ...]:
+        """Fit every kernel on the chosen rows, ``[rows] bool``."""
+        columns = (*KERNEL, "kv_dtype", "head_dim", "variant")
+        kernels = []
+        for label, members in kernel_groups(table.frame, columns, rows, LEAST_ROWS):
+            dtype, kv_dtype = str(label["dtype"]), str(label["kv_dtype"])
+            if dtype not in ARITHMETIC or kv_dtype not in ELEMENT_BYTES:
+                continue
+            processor = processor_of(str(label["system"]), ARITHMETIC[dtype])
+            shape = _shape(int(label["head_dim"]), dtype, kv_dtype)
+            c, found = self.fit_rows(_sequences(table.frame, members), shape, processor)
+            kernels.append(
+                AttentionKernel.model_validate(
+                    label
+                    | {"processor": processor, "coefficients": c}
+                    | {"rows": len(members), "at_bound": found.at_bound}
+                )
+            )
+        return tuple(kernels)
+
+    def predict(
+        self, table: MeasuredRows, coefficients: Sequence[AttentionKernel]
+    ) -> np.ndarray:
+        """Seconds, ``[rows]``; NaN where no kernel covers a row."""
+        seconds = np.full(len(table.frame), np.nan)
+        columns = (*KERNEL, "kv_dtype", "head_dim", "variant")
+        for kernel in coefficients:
+            members = matching_rows(table.frame, {name: getattr(kernel, name) for name in columns})
+            if len(members):
+                seconds[members] = attention_seconds(
+                    _sequences(table.frame, members),
+                    _shape(kernel.head_dim, kernel.dtype, kernel.kv_dtype),
+                    kernel.coefficients,
+                    kernel.processor,
+                )
+        return seconds
+
+
+def _shape(head_dim: int, dtype: str, kv_dtype: str) -> AttentionShape:
+    return AttentionShape.plain(head_dim, ELEMENT_BYTES[dtype], ELEMENT_BYTES[kv_dtype])
+
+
+def _sequences(frame: Frame, rows: np.ndarray) -> Sequences:
+    names = ("batch", "query_tokens", "past_tokens", "heads", "kv_heads", "window_tokens")
+    return Sequences(*(frame[name][rows] for name in (*names, "latency_s")))
+
+
+def _prefill_arguments(s: Sequences) -> tuple[np.ndarray, ...]:
+    return s.batch, s.query_tokens, s.past_tokens, s.heads, s.kv_heads, s.window_tokens
+
+
+def _decode_arguments(s: Sequences) -> tuple[np.ndarray, ...]:
+    return s.batch, s.past_tokens + s.query_tokens, s.heads, s.kv_heads, s.window_tokens
+
+
+CONTEXT_ATTENTION = AttentionOperator("context_attention", fit_prefill)
+GENERATION_ATTENTION: AttentionOperator[DecodeCoefficients] = AttentionOperator(
+    "generation_attention", fit_decode
+)
+ATTENTION = (CONTEXT_ATTENTION, GENERATION_ATTENTION)
