@@ -61,6 +61,8 @@ MANY_HEADS = 32
 kernel for single heads runs (in the tables: the step in time between 32 and 48)."""
 
 Coefficients = TypeVar("Coefficients", PrefillCoefficients, DecodeCoefficients)
+Blocks = tuple[int, int, bool]
+Choice = TypeVar("Choice")
 
 
 @dataclass(frozen=True)
@@ -137,11 +139,11 @@ def decode_space(seconds: np.ndarray) -> tuple[Coefficient, ...]:
     )
 
 
-def _search(
-    fit: Callable[[Sequences, tuple[int, int, bool], int, Mapping[str, float] | None], Fitted],
+def best_choice(
+    fit: Callable[[Sequences, Choice, int, Mapping[str, float] | None], Fitted],
     sequences: Sequences,
-    options: Iterable[tuple[int, int, bool]],
-) -> tuple[tuple[int, int, bool], Fitted]:
+    options: Iterable[Choice],
+) -> tuple[Choice, Fitted]:
     """Try the options on a small draw, fit the best on a larger one."""
     everything = np.arange(len(sequences.seconds))
     trial = sequences.take(evenly_drawn(everything, TRIAL_ROWS))
@@ -151,7 +153,7 @@ def _search(
     return blocks, fit(final, blocks, FINAL_STEPS, found.values)
 
 
-def _started(
+def started_at(
     space: Sequence[Coefficient], start: Mapping[str, float] | None
 ) -> list[Coefficient]:
     return [replace(c, start=(start or {}).get(c.name, c.start)) for c in space]
@@ -164,17 +166,17 @@ def fit_prefill(
 
     def fit(
         part: Sequences,
-        blocks: tuple[int, int, bool],
+        blocks: Blocks,
         steps: int,
         start: Mapping[str, float] | None,
     ) -> Fitted:
-        geometry = prefill_geometry(*_prefill_arguments(part), shape, blocks)
+        geometry = prefill_geometry(*prefill_arguments(part), shape, blocks)
 
         def seconds(values: Mapping[str, float]) -> np.ndarray:
             c = PrefillCoefficients.model_construct(**values)
             return prefill_seconds(geometry, c, processor)
 
-        space = _started(prefill_space(part.seconds), start)
+        space = started_at(prefill_space(part.seconds), start)
         return fit_log(seconds, part.seconds, space, evaluations=steps)
 
     options = [
@@ -182,7 +184,7 @@ def fit_prefill(
         for rows, columns in ((64, 64), (128, 64), (128, 128), (192, 128), (256, 128))
         for shares in (False, True)
     ]
-    (rows, columns, shares), found = _search(fit, sequences, options)
+    (rows, columns, shares), found = best_choice(fit, sequences, options)
     c = PrefillCoefficients(
         query_rows=rows, key_columns=columns, shares_heads=shares, **found.values
     )
@@ -199,21 +201,21 @@ def fit_decode(
 
     def fit(
         part: Sequences,
-        blocks: tuple[int, int, bool],
+        blocks: Blocks,
         steps: int,
         start: Mapping[str, float] | None,
     ) -> Fitted:
-        geometry = decode_geometry(*_decode_arguments(part), shape, blocks)
+        geometry = decode_geometry(*decode_arguments(part), shape, blocks)
 
         def seconds(values: Mapping[str, float]) -> np.ndarray:
             c = DecodeCoefficients.model_construct(**values)
             return decode_seconds(geometry, c, processor)
 
-        space = _started(decode_space(part.seconds), start)
+        space = started_at(decode_space(part.seconds), start)
         return fit_log(seconds, part.seconds, space, evaluations=steps)
 
     options = product((64, 128, 256), heads_per_block, (False, True))
-    (columns, per_block, splits), found = _search(fit, sequences, options)
+    (columns, per_block, splits), found = best_choice(fit, sequences, options)
     c = DecodeCoefficients(
         key_columns=columns, heads_per_block=per_block, splits=splits, **found.values
     )
@@ -229,10 +231,10 @@ def attention_seconds(
     """Seconds of the sequences, ``[rows]``."""
     if isinstance(c, PrefillCoefficients):
         blocks = (c.query_rows, c.key_columns, c.shares_heads)
-        prefill = prefill_geometry(*_prefill_arguments(sequences), shape, blocks)
+        prefill = prefill_geometry(*prefill_arguments(sequences), shape, blocks)
         return prefill_seconds(prefill, c, processor)
     parts = (c.key_columns, c.heads_per_block, c.splits)
-    decode = decode_geometry(*_decode_arguments(sequences), shape, parts)
+    decode = decode_geometry(*decode_arguments(sequences), shape, parts)
     return decode_seconds(decode, c, processor)
 
 
@@ -326,11 +328,11 @@ def _sequences(frame: Frame, rows: np.ndarray) -> Sequences:
     return Sequences(*(frame[name][rows] for name in (*names, "latency_s")))
 
 
-def _prefill_arguments(s: Sequences) -> tuple[np.ndarray, ...]:
+def prefill_arguments(s: Sequences) -> tuple[np.ndarray, ...]:
     return s.batch, s.query_tokens, s.past_tokens, s.heads, s.kv_heads, s.window_tokens
 
 
-def _decode_arguments(s: Sequences) -> tuple[np.ndarray, ...]:
+def decode_arguments(s: Sequences) -> tuple[np.ndarray, ...]:
     return s.batch, s.past_tokens + s.query_tokens, s.heads, s.kv_heads, s.window_tokens
 
 

@@ -215,7 +215,7 @@ class GemmOperator:
             if dtype not in FORMATS:
                 continue
             processor = processor_of(str(label["system"]), FORMATS[dtype].arithmetic)
-            shapes = _shapes(frame, members, dtype)
+            shapes = self.shapes(frame, members, dtype)
             tiling, tiles, found = fit_kernel(shapes, processor)
             kernels.append(
                 GemmKernel(
@@ -237,14 +237,14 @@ class GemmOperator:
         for kernel in coefficients:
             members = matching_rows(frame, {name: getattr(kernel, name) for name in KERNEL})
             for part in np.array_split(members, -(-len(members) // PREDICT_AT_ONCE) or 1):
-                shapes = _shapes(frame, part, kernel.dtype)
-                seconds[part] = gemm_seconds(shapes.m, shapes.n, shapes.k, kernel)
+                s = self.shapes(frame, part, kernel.dtype)
+                seconds[part] = gemm_seconds(s.m, s.n, s.k, kernel, batch=s.batch)
         return seconds
 
-
-def _shapes(frame: Frame, rows: np.ndarray, dtype: str) -> Shapes:
-    m, n, k, seconds = (frame[name][rows] for name in ("m", "n", "k", "latency_s"))
-    return Shapes(m, n, k, seconds, dtype)
+    def shapes(self, frame: Frame, rows: np.ndarray, dtype: str) -> Shapes:
+        """The multiplications of some rows."""
+        m, n, k, seconds = (frame[name][rows] for name in ("m", "n", "k", "latency_s"))
+        return Shapes(m, n, k, seconds, dtype)
 
 
 GEMM = GemmOperator()
