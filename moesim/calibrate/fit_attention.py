@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -24,29 +24,33 @@ from moesim.calibrate.measured_rows import (
     matching_rows,
     processor_of,
     regimes,
-    shape_key,
 )
 from moesim.calibrate.robust_fit import Coefficient, Fitted, evenly_drawn, fit_log
 from moesim.calibrate.tables import PACKAGE
 from moesim.operators.attention import (
+    ARITHMETIC,
+    ELEMENT_BYTES,
+    AttentionCalls,
+    AttentionKernel,
     AttentionShape,
+    DecodeBlocks,
     DecodeCoefficients,
+    PrefillBlocks,
     PrefillCoefficients,
+    attention_seconds,
     decode_geometry,
     decode_seconds,
     prefill_geometry,
     prefill_seconds,
 )
 from moesim.operators.processor import Processor
-from moesim.schema import Document
 
 __all__ = [
     "ATTENTION",
     "CONTEXT_ATTENTION",
     "GENERATION_ATTENTION",
-    "AttentionKernel",
     "AttentionOperator",
-    "Sequences",
+    "MeasuredCalls",
     "fit_decode",
     "fit_prefill",
 ]
@@ -54,60 +58,23 @@ __all__ = [
 LEAST_ROWS = 40
 TRIAL_ROWS, TRIAL_STEPS = 400, 15
 FINAL_ROWS, FINAL_STEPS = 2000, 40
-ELEMENT_BYTES = {"bfloat16": 2.0, "float16": 2.0, "fp8": 1.0, "fp8_block": 1.0}
-ARITHMETIC = {"bfloat16": "bf16", "float16": "fp16", "fp8": "fp8", "fp8_block": "fp8"}
 MANY_HEADS = 32
 """TensorRT-LLM's kernel for shared key-value heads takes up to 32 query heads each; above, its
 kernel for single heads runs (in the tables: the step in time between 32 and 48)."""
 
 Coefficients = TypeVar("Coefficients", PrefillCoefficients, DecodeCoefficients)
-Blocks = tuple[int, int, bool]
 Choice = TypeVar("Choice")
 
 
 @dataclass(frozen=True)
-class Sequences:
-    """Measured attention calls of one kernel; arrays ``[rows]``.
+class MeasuredCalls(AttentionCalls):
+    """Calls of one kernel with what was measured.
 
     Attributes:
-        batch: Sequences.
-        query_tokens: New tokens per sequence.
-        past_tokens: Tokens in the cache before them.
-        heads: Query heads.
-        kv_heads: Key-value heads.
-        window_tokens: Keys that a query sees at most; 0: all.
-        seconds: Measured.
+        seconds: ``[rows]``.
     """
 
-    batch: np.ndarray
-    query_tokens: np.ndarray
-    past_tokens: np.ndarray
-    heads: np.ndarray
-    kv_heads: np.ndarray
-    window_tokens: np.ndarray
     seconds: np.ndarray
-
-    def take(self, rows: np.ndarray) -> Sequences:
-        """Some of them."""
-        return replace(self, **{name: getattr(self, name)[rows] for name in self.__annotations__})
-
-
-class AttentionKernel(Document):
-    """One compiled kernel of an engine version on a system, with its fit."""
-
-    system: str
-    engine: str
-    version: str
-    kernel: str
-    dtype: str
-    kv_dtype: str
-    head_dim: int
-    variant: str
-    """``window`` or ``full``; for decode also how many query heads share a key-value head."""
-    processor: Processor
-    coefficients: PrefillCoefficients | DecodeCoefficients
-    rows: int = 0
-    at_bound: tuple[str, ...] = ()
 
 
 def prefill_space(seconds: np.ndarray) -> tuple[Coefficient, ...]:
@@ -140,16 +107,16 @@ def decode_space(seconds: np.ndarray) -> tuple[Coefficient, ...]:
 
 
 def best_choice(
-    fit: Callable[[Sequences, Choice, int, Mapping[str, float] | None], Fitted],
-    sequences: Sequences,
+    fit: Callable[[MeasuredCalls, Choice, int, Mapping[str, float] | None], Fitted],
+    calls: MeasuredCalls,
     options: Iterable[Choice],
 ) -> tuple[Choice, Fitted]:
     """Try the options on a small draw, fit the best on a larger one."""
-    everything = np.arange(len(sequences.seconds))
-    trial = sequences.take(evenly_drawn(everything, TRIAL_ROWS))
+    everything = np.arange(len(calls.seconds))
+    trial = calls.take(evenly_drawn(everything, TRIAL_ROWS))
     tried = [(fit(trial, blocks, TRIAL_STEPS, None), blocks) for blocks in options]
     found, blocks = min(tried, key=lambda one: one[0].loss)
-    final = sequences.take(evenly_drawn(everything, FINAL_ROWS, seed=1))
+    final = calls.take(evenly_drawn(everything, FINAL_ROWS, seed=1))
     return blocks, fit(final, blocks, FINAL_STEPS, found.values)
 
 
@@ -160,19 +127,16 @@ def started_at(
 
 
 def fit_prefill(
-    sequences: Sequences, shape: AttentionShape, processor: Processor
+    calls: MeasuredCalls, shape: AttentionShape, processor: Processor
 ) -> tuple[PrefillCoefficients, Fitted]:
     """Choose the blocks of a prefill kernel and fit its coefficients."""
 
     def fit(
-        part: Sequences,
-        blocks: Blocks,
-        steps: int,
-        start: Mapping[str, float] | None,
+        part: MeasuredCalls, blocks: PrefillBlocks, steps: int, start: Mapping[str, float] | None
     ) -> Fitted:
-        geometry = prefill_geometry(*prefill_arguments(part), shape, blocks)
+        geometry = prefill_geometry(part, shape, blocks)
 
-        def seconds(values: Mapping[str, float]) -> np.ndarray:
+        def seconds(values: Mapping[str, Any]) -> np.ndarray:
             c = PrefillCoefficients.model_construct(**values)
             return prefill_seconds(geometry, c, processor)
 
@@ -180,62 +144,37 @@ def fit_prefill(
         return fit_log(seconds, part.seconds, space, evaluations=steps)
 
     options = [
-        (rows, columns, shares)
+        PrefillBlocks(rows, columns, shares)
         for rows, columns in ((64, 64), (128, 64), (128, 128), (192, 128), (256, 128))
         for shares in (False, True)
     ]
-    (rows, columns, shares), found = best_choice(fit, sequences, options)
-    c = PrefillCoefficients(
-        query_rows=rows, key_columns=columns, shares_heads=shares, **found.values
-    )
-    return c, found
+    blocks, found = best_choice(fit, calls, options)
+    return PrefillCoefficients(**blocks._asdict(), **found.values), found
 
 
 def fit_decode(
-    sequences: Sequences,
-    shape: AttentionShape,
-    processor: Processor,
-    heads_per_block: Sequence[int] = (1, 64),
+    calls: MeasuredCalls, shape: AttentionShape, processor: Processor
 ) -> tuple[DecodeCoefficients, Fitted]:
     """Choose the blocks of a decode kernel and fit its coefficients."""
 
     def fit(
-        part: Sequences,
-        blocks: Blocks,
-        steps: int,
-        start: Mapping[str, float] | None,
+        part: MeasuredCalls, blocks: DecodeBlocks, steps: int, start: Mapping[str, float] | None
     ) -> Fitted:
-        geometry = decode_geometry(*decode_arguments(part), shape, blocks)
+        geometry = decode_geometry(part, shape, blocks)
 
-        def seconds(values: Mapping[str, float]) -> np.ndarray:
+        def seconds(values: Mapping[str, Any]) -> np.ndarray:
             c = DecodeCoefficients.model_construct(**values)
             return decode_seconds(geometry, c, processor)
 
         space = started_at(decode_space(part.seconds), start)
         return fit_log(seconds, part.seconds, space, evaluations=steps)
 
-    options = product((64, 128, 256), heads_per_block, (False, True))
-    (columns, per_block, splits), found = best_choice(fit, sequences, options)
-    c = DecodeCoefficients(
-        key_columns=columns, heads_per_block=per_block, splits=splits, **found.values
-    )
-    return c, found
-
-
-def attention_seconds(
-    sequences: Sequences,
-    shape: AttentionShape,
-    c: PrefillCoefficients | DecodeCoefficients,
-    processor: Processor,
-) -> np.ndarray:
-    """Seconds of the sequences, ``[rows]``."""
-    if isinstance(c, PrefillCoefficients):
-        blocks = (c.query_rows, c.key_columns, c.shares_heads)
-        prefill = prefill_geometry(*prefill_arguments(sequences), shape, blocks)
-        return prefill_seconds(prefill, c, processor)
-    parts = (c.key_columns, c.heads_per_block, c.splits)
-    decode = decode_geometry(*decode_arguments(sequences), shape, parts)
-    return decode_seconds(decode, c, processor)
+    options = [
+        DecodeBlocks(columns, per_block, splits)
+        for columns, per_block, splits in product((64, 128, 256), (1, 64), (False, True))
+    ]
+    blocks, found = best_choice(fit, calls, options)
+    return DecodeCoefficients(**blocks._asdict(), **found.values), found
 
 
 @dataclass(frozen=True)
@@ -243,7 +182,7 @@ class AttentionOperator(Generic[Coefficients]):
     """Prefill or decode attention as an operator of the calibration."""
 
     name: str
-    fit_rows: Callable[[Sequences, AttentionShape, Processor], tuple[Coefficients, Fitted]]
+    fit_rows: Callable[[MeasuredCalls, AttentionShape, Processor], tuple[Coefficients, Fitted]]
 
     def load(
         self,
@@ -290,8 +229,8 @@ class AttentionOperator(Generic[Coefficients]):
             if dtype not in ARITHMETIC or kv_dtype not in ELEMENT_BYTES:
                 continue
             processor = processor_of(str(label["system"]), ARITHMETIC[dtype])
-            shape = _shape(int(label["head_dim"]), dtype, kv_dtype)
-            c, found = self.fit_rows(_sequences(table.frame, members), shape, processor)
+            shape = AttentionShape.plain(int(label["head_dim"]), dtype, kv_dtype)
+            c, found = self.fit_rows(measured_calls(table.frame, members), shape, processor)
             kernels.append(
                 AttentionKernel.model_validate(
                     label
@@ -301,9 +240,7 @@ class AttentionOperator(Generic[Coefficients]):
             )
         return tuple(kernels)
 
-    def predict(
-        self, table: MeasuredRows, coefficients: Sequence[AttentionKernel]
-    ) -> np.ndarray:
+    def predict(self, table: MeasuredRows, coefficients: Sequence[AttentionKernel]) -> np.ndarray:
         """Seconds, ``[rows]``; NaN where no kernel covers a row."""
         seconds = np.full(len(table.frame), np.nan)
         columns = (*KERNEL, "kv_dtype", "head_dim", "variant")
@@ -311,29 +248,17 @@ class AttentionOperator(Generic[Coefficients]):
             members = matching_rows(table.frame, {name: getattr(kernel, name) for name in columns})
             if len(members):
                 seconds[members] = attention_seconds(
-                    _sequences(table.frame, members),
-                    _shape(kernel.head_dim, kernel.dtype, kernel.kv_dtype),
+                    measured_calls(table.frame, members),
+                    kernel.head,
                     kernel.coefficients,
                     kernel.processor,
                 )
         return seconds
 
 
-def _shape(head_dim: int, dtype: str, kv_dtype: str) -> AttentionShape:
-    return AttentionShape.plain(head_dim, ELEMENT_BYTES[dtype], ELEMENT_BYTES[kv_dtype])
-
-
-def _sequences(frame: Frame, rows: np.ndarray) -> Sequences:
+def measured_calls(frame: Frame, rows: np.ndarray) -> MeasuredCalls:
     names = ("batch", "query_tokens", "past_tokens", "heads", "kv_heads", "window_tokens")
-    return Sequences(*(frame[name][rows] for name in (*names, "latency_s")))
-
-
-def prefill_arguments(s: Sequences) -> tuple[np.ndarray, ...]:
-    return s.batch, s.query_tokens, s.past_tokens, s.heads, s.kv_heads, s.window_tokens
-
-
-def decode_arguments(s: Sequences) -> tuple[np.ndarray, ...]:
-    return s.batch, s.past_tokens + s.query_tokens, s.heads, s.kv_heads, s.window_tokens
+    return MeasuredCalls(*(frame[name][rows] for name in (*names, "latency_s")))
 
 
 CONTEXT_ATTENTION = AttentionOperator("context_attention", fit_prefill)

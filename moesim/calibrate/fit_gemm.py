@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -121,14 +122,14 @@ def fit_tiling(
         for c in search_space(shapes)
     ]
 
-    def seconds(values: Mapping[str, float]) -> np.ndarray:
+    def seconds(values: Mapping[str, Any]) -> np.ndarray:
         return geometry_seconds(geometry, GemmCoefficients.model_construct(**values), processor)
 
     return fit_log(seconds, shapes.seconds, space, evaluations=steps)
 
 
 def fitted_dispatch(
-    shapes: Shapes, values: Mapping[str, float], processor: Processor
+    shapes: Shapes, values: Mapping[str, Any], processor: Processor
 ) -> tuple[Tile, ...]:
     """For each range of m the tile that meets the measured times best."""
     options = tuple(Tile(rows=a, columns=b) for a, b in OPTIONS)
@@ -136,9 +137,7 @@ def fitted_dispatch(
         shapes.m, shapes.n, shapes.k, shapes.dtype, options, processor, shapes.batch
     )
     c = GemmCoefficients.model_construct(**values)
-    extra_s = c.launch_s + (
-        c.quantise_s_per_byte * geometry.quantised_bytes + c.row_s * geometry.m
-    )
+    extra_s = c.launch_s + (c.quantise_s_per_byte * geometry.quantised_bytes + c.row_s * geometry.m)
     miss = np.abs(
         np.log(tiling_seconds(geometry, c, processor) + extra_s) - np.log(shapes.seconds)[:, None]
     )
@@ -152,9 +151,7 @@ def fitted_dispatch(
     return tuple(tiles)
 
 
-def fit_kernel(
-    shapes: Shapes, processor: Processor
-) -> tuple[Tiling, tuple[Tile, ...], Fitted]:
+def fit_kernel(shapes: Shapes, processor: Processor) -> tuple[Tiling, tuple[Tile, ...], Fitted]:
     """Choose the tiling on a small draw, then fit on a larger one."""
     everything = np.arange(len(shapes.m))
     trial = shapes.take(evenly_drawn(everything, TRIAL_ROWS))

@@ -5,22 +5,18 @@ Whether a prefill kernel runs expanded or absorbed is not in the tables: both ar
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from moesim.calibrate.fit_attention import (
-    ARITHMETIC,
-    ELEMENT_BYTES,
-    Sequences,
-    attention_seconds,
+    MeasuredCalls,
     best_choice,
-    decode_arguments,
     decode_space,
-    prefill_arguments,
     prefill_space,
     started_at,
 )
@@ -38,8 +34,13 @@ from moesim.calibrate.measured_rows import (
 from moesim.calibrate.robust_fit import Coefficient, Fitted, fit_log
 from moesim.calibrate.tables import PACKAGE
 from moesim.operators.attention import (
+    ARITHMETIC,
+    ELEMENT_BYTES,
+    AttentionCalls,
     AttentionShape,
+    DecodeBlocks,
     DecodeCoefficients,
+    PrefillBlocks,
     PrefillCoefficients,
     decode_geometry,
     decode_seconds,
@@ -49,59 +50,22 @@ from moesim.operators.attention import (
 from moesim.operators.gemm import FORMATS
 from moesim.operators.mla import (
     DEEPSEEK_V3,
+    MlaKernel,
     ModuleCoefficients,
-    absorbed_head,
-    expanded_head,
+    mla_head,
+    mla_seconds,
     module_seconds,
     projections,
+    with_kv_heads,
 )
 from moesim.operators.processor import Processor
-from moesim.schema import Document
 
-__all__ = ["MLA", "BmmOperator", "MlaKernel", "MlaOperator"]
+__all__ = ["MLA", "BmmOperator", "MlaOperator", "fit_rows"]
 
 LEAST_ROWS = 40
 MODULE = ("host_s", "projection_efficiency", "projection_memory_efficiency", "token_s")
-Choice = tuple[int, int, bool, bool]
-"""Sizes of the blocks, as in the attention models, and whether the form is absorbed."""
-
-
-class MlaKernel(Document):
-    """One kernel or module of an engine version on a system, with its fit."""
-
-    system: str
-    engine: str
-    version: str
-    kernel: str
-    dtype: str
-    kv_dtype: str
-    gemm_dtype: str = ""
-    """Of a module's weights; empty for a kernel."""
-    absorbed: bool
-    processor: Processor
-    gemm_processor: Processor | None = None
-    attention: PrefillCoefficients | DecodeCoefficients
-    module: ModuleCoefficients | None = None
-    rows: int = 0
-    at_bound: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Calls:
-    """The label of a group as the model needs it."""
-
-    dtype: str
-    kv_dtype: str
-    gemm_dtype: str
-    processor: Processor
-    gemm_processor: Processor | None
-
-    def shape(self, absorbed: bool, decode: bool) -> AttentionShape:
-        """Sizes of a head. Expanded keys and values come in the format of the queries."""
-        query = ELEMENT_BYTES[self.dtype]
-        if absorbed:
-            return absorbed_head(query, ELEMENT_BYTES[self.kv_dtype])
-        return expanded_head(query, ELEMENT_BYTES[self.kv_dtype] if decode else query)
+Choice = tuple[PrefillBlocks | DecodeBlocks, bool]
+"""Blocks, and whether the form is absorbed."""
 
 
 def module_space(seconds: np.ndarray) -> tuple[Coefficient, ...]:
@@ -115,60 +79,91 @@ def module_space(seconds: np.ndarray) -> tuple[Coefficient, ...]:
     )
 
 
-def fit_rows(sequences: Sequences, calls: _Calls, decode: bool) -> tuple[Choice, Fitted]:
-    """Choose form and blocks, and fit all coefficients together."""
+def fit_rows(
+    calls: MeasuredCalls, label: Mapping[str, str], decode: bool
+) -> tuple[MlaKernel, Fitted]:
+    """Choose form and blocks, and fit all coefficients together.
+
+    Args:
+        calls: Measured calls of one kernel or module.
+        label: Its ``system``, ``dtype`` … and, of a module, ``gemm_dtype``.
+        decode: One query per sequence.
+    """
+    processor = processor_of(label["system"], ARITHMETIC[label["dtype"]])
+    gemm_dtype = label.get("gemm_dtype", "")
+    gemm = None
+    if gemm_dtype:
+        gemm = processor_of(label["system"], FORMATS[gemm_dtype].arithmetic)
 
     def fit(
-        part: Sequences, choice: Choice, steps: int, start: Mapping[str, float] | None
+        part: MeasuredCalls, choice: Choice, steps: int, start: Mapping[str, float] | None
     ) -> Fitted:
-        *blocks, absorbed = choice
-        shape = calls.shape(absorbed, decode)
-        part_ = with_heads(part, absorbed)
-        space = list(decode_space(part.seconds) if decode else prefill_space(part.seconds))
+        blocks, absorbed = choice
+        head = mla_head(label["dtype"], label["kv_dtype"], absorbed)
+        attention = _attention(with_kv_heads(part, absorbed), head, blocks, processor)
+        space = decode_space(part.seconds) if decode else prefill_space(part.seconds)
         # A kernel may convert the whole cache first: far more bytes than it holds.
-        space = [
-            Coefficient(c.name, c.start, 0.01, c.upper) if c.name == "memory_efficiency" else c
-            for c in space
-        ]
-        prefill = None if decode else prefill_geometry(*prefill_arguments(part_), shape, blocks)
-        single = decode_geometry(*decode_arguments(part_), shape, blocks) if decode else None
-        around = None
-        if calls.gemm_dtype:
-            tokens = part.batch * part.query_tokens
-            around = projections(tokens, part.heads, calls.gemm_dtype, absorbed)
-            space += module_space(part.seconds)
+        space = tuple(replace(c, lower=0.01) if c.name == "memory_efficiency" else c for c in space)
+        if gemm is None:
+            return fit_log(attention, part.seconds, started_at(space, start), evaluations=steps)
+        tokens = part.batch * part.query_tokens
+        around = projections(tokens, part.heads, gemm_dtype, absorbed)
 
-        def seconds(values: Mapping[str, float]) -> np.ndarray:
-            own = {name: value for name, value in values.items() if name not in MODULE}
-            if single is not None:
-                d = DecodeCoefficients.model_construct(**own)
-                total_s = decode_seconds(single, d, calls.processor)
-            else:
-                p = PrefillCoefficients.model_construct(**own)
-                total_s = prefill_seconds(prefill, p, calls.processor)
-            if around is None or calls.gemm_processor is None:
-                return total_s
-            m = ModuleCoefficients.model_construct(**{name: values[name] for name in MODULE})
-            return module_seconds(total_s, around, m, calls.gemm_processor)
+        def seconds(values: Mapping[str, Any]) -> np.ndarray:
+            own, rest = _parted(values)
+            m = ModuleCoefficients.model_construct(**rest)
+            return module_seconds(attention(own), around, m, gemm)
 
+        space += module_space(part.seconds)
         return fit_log(seconds, part.seconds, started_at(space, start), evaluations=steps)
 
-    options: Iterable[Choice]
-    if decode:
-        options = product((64, 256), (16, 64, 128), (False, True), (True,))
-    else:
-        options = product((64, 128), (64, 128), (False, True), (False, True))
-        options = [o for o in options if o[2] == o[3]]  # heads share a latent, or have their own
-    return best_choice(fit, sequences, options)
-
-
-def with_heads(sequences: Sequences, absorbed: bool) -> Sequences:
-    """The key-value heads of the form."""
-    kv_heads = np.ones_like(sequences.heads) if absorbed else sequences.heads
-    s = sequences
-    return Sequences(
-        s.batch, s.query_tokens, s.past_tokens, s.heads, kv_heads, s.window_tokens, s.seconds
+    (blocks, absorbed), found = best_choice(fit, calls, options(decode))
+    own, rest = _parted(found.values)
+    kind = DecodeCoefficients if decode else PrefillCoefficients
+    kernel = MlaKernel.model_validate(
+        dict(label)
+        | {"absorbed": absorbed, "processor": processor, "gemm_processor": gemm}
+        | {"attention": kind(**blocks._asdict(), **own)}
+        | {"module": ModuleCoefficients(**rest) if gemm else None}
+        | {"rows": len(calls.seconds), "at_bound": found.at_bound}
     )
+    return kernel, found
+
+
+def options(decode: bool) -> list[Choice]:
+    """Blocks and forms to try; decode is absorbed."""
+    if decode:
+        sizes = product((64, 256), (16, 64, 128), (False, True))
+        return [(DecodeBlocks(*size), True) for size in sizes]
+    # Heads share the latent, or have keys of their own.
+    return [
+        (PrefillBlocks(rows, columns, absorbed), absorbed)
+        for rows, columns, absorbed in product((64, 128), (64, 128), (False, True))
+    ]
+
+
+def _attention(
+    calls: AttentionCalls,
+    head: AttentionShape,
+    blocks: PrefillBlocks | DecodeBlocks,
+    processor: Processor,
+) -> Callable[[Mapping[str, Any]], np.ndarray]:
+    """Seconds of the attention kernel as a function of its coefficients."""
+    if isinstance(blocks, DecodeBlocks):
+        single = decode_geometry(calls, head, blocks)
+        return lambda values: decode_seconds(
+            single, DecodeCoefficients.model_construct(**values), processor
+        )
+    many = prefill_geometry(calls, head, blocks)
+    return lambda values: prefill_seconds(
+        many, PrefillCoefficients.model_construct(**values), processor
+    )
+
+
+def _parted(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Coefficients of the attention kernel and of what is around it."""
+    own = {name: value for name, value in values.items() if name not in MODULE}
+    return own, {name: value for name, value in values.items() if name in MODULE}
 
 
 @dataclass(frozen=True)
@@ -179,11 +174,13 @@ class MlaOperator:
         name: Of the measured operator.
         decode: One query per sequence.
         module: The projections are measured too.
+        length_is_cache: The table gives what the cache holds as ``query_tokens`` of a decode step.
     """
 
     name: str
     decode: bool
     module: bool
+    length_is_cache: bool = False
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -212,18 +209,12 @@ class MlaOperator:
         kernels = []
         for label, members in kernel_groups(table.frame, self.columns, rows, LEAST_ROWS):
             text = {name: str(value) for name, value in label.items()}
-            gemm_dtype = text.get("gemm_dtype", "")
             if text["dtype"] not in ARITHMETIC or text["kv_dtype"] not in ELEMENT_BYTES:
                 continue
-            processor = processor_of(text["system"], ARITHMETIC[text["dtype"]])
-            gemm = None
-            if gemm_dtype:
-                if gemm_dtype not in FORMATS:
-                    continue
-                gemm = processor_of(text["system"], FORMATS[gemm_dtype].arithmetic)
-            calls = _Calls(text["dtype"], text["kv_dtype"], gemm_dtype, processor, gemm)
-            choice, found = fit_rows(_sequences(table.frame, members), calls, self.decode)
-            kernels.append(_kernel(text, calls, choice, found, len(members), self.decode))
+            if self.module and text["gemm_dtype"] not in FORMATS:
+                continue
+            kernel, _ = fit_rows(self.calls(table.frame, members), text, self.decode)
+            kernels.append(kernel)
         return tuple(kernels)
 
     def predict(self, table: MeasuredRows, coefficients: Sequence[MlaKernel]) -> np.ndarray:
@@ -233,64 +224,17 @@ class MlaOperator:
             values = {name: getattr(kernel, name) for name in self.columns}
             members = matching_rows(table.frame, values)
             if len(members):
-                part = _sequences(table.frame, members)
-                seconds[members] = mla_seconds(part, kernel, self.decode)
+                part = self.calls(table.frame, members)
+                seconds[members] = mla_seconds(part, kernel)
         return seconds
 
-
-def mla_seconds(sequences: Sequences, kernel: MlaKernel, decode: bool) -> np.ndarray:
-    """Seconds of a fitted kernel or module, ``[rows]``."""
-    k = kernel
-    calls = _Calls(k.dtype, k.kv_dtype, k.gemm_dtype, k.processor, k.gemm_processor)
-    seconds = attention_seconds(
-        with_heads(sequences, k.absorbed),
-        calls.shape(k.absorbed, decode),
-        k.attention,
-        k.processor,
-    )
-    if k.module is None or k.gemm_processor is None:
-        return seconds
-    tokens = sequences.batch * sequences.query_tokens
-    around = projections(tokens, sequences.heads, k.gemm_dtype, k.absorbed)
-    return module_seconds(seconds, around, k.module, k.gemm_processor)
-
-
-def _kernel(
-    label: Mapping[str, str],
-    calls: _Calls,
-    choice: Choice,
-    found: Fitted,
-    rows: int,
-    decode: bool,
-) -> MlaKernel:
-    first, second, flag, absorbed = choice
-    own = {name: value for name, value in found.values.items() if name not in MODULE}
-    attention: PrefillCoefficients | DecodeCoefficients
-    if decode:
-        attention = DecodeCoefficients(
-            key_columns=first, heads_per_block=second, splits=flag, **own
-        )
-    else:
-        attention = PrefillCoefficients(
-            query_rows=first, key_columns=second, shares_heads=flag, **own
-        )
-    module = None
-    if calls.gemm_dtype:
-        module = ModuleCoefficients(**{name: found.values[name] for name in MODULE})
-    return MlaKernel.model_validate(
-        dict(label)
-        | {"absorbed": absorbed, "processor": calls.processor}
-        | {"gemm_processor": calls.gemm_processor, "attention": attention, "module": module}
-        | {"rows": rows, "at_bound": found.at_bound}
-    )
-
-
-def _sequences(frame: Frame, rows: np.ndarray) -> Sequences:
-    names = ("batch", "query_tokens", "past_tokens", "heads")
-    batch, query, past, heads = (frame[name][rows] for name in names)
-    return Sequences(
-        batch, query, past, heads, heads, np.zeros_like(heads), frame["latency_s"][rows]
-    )
+    def calls(self, frame: Frame, rows: np.ndarray) -> MeasuredCalls:
+        """The calls of some rows."""
+        names = ("batch", "query_tokens", "past_tokens", "heads", "latency_s")
+        batch, query, past, heads, seconds = (frame[name][rows] for name in names)
+        if self.length_is_cache:
+            query, past = np.ones_like(query), query - 1
+        return MeasuredCalls(batch, query, past, heads, heads, np.zeros_like(heads), seconds)
 
 
 @dataclass(frozen=True)
@@ -323,6 +267,6 @@ MLA = (
     MlaOperator("context_mla_module", decode=False, module=True),
     MlaOperator("generation_mla_module", decode=True, module=True),
     MlaOperator("wideep_context_mla", decode=False, module=True),
-    MlaOperator("wideep_generation_mla", decode=True, module=True),
+    MlaOperator("wideep_generation_mla", decode=True, module=True, length_is_cache=True),
     BmmOperator(),
 )

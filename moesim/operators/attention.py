@@ -15,7 +15,8 @@ key-value head can share the reading of its cache (``heads_per_block``).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import NamedTuple, Self
 
 import numpy as np
 from pydantic import Field
@@ -24,12 +25,19 @@ from moesim.operators.processor import Processor
 from moesim.schema import Document
 
 __all__ = [
+    "ARITHMETIC",
+    "ELEMENT_BYTES",
+    "AttentionCalls",
+    "AttentionKernel",
     "AttentionShape",
+    "DecodeBlocks",
     "DecodeCoefficients",
     "DecodeGeometry",
+    "PrefillBlocks",
     "PrefillCoefficients",
     "PrefillGeometry",
     "attended_pairs",
+    "attention_seconds",
     "decode_geometry",
     "decode_seconds",
     "key_blocks",
@@ -39,8 +47,55 @@ __all__ = [
 
 SPLITS = 2.0 ** np.arange(9)
 PARTIAL_BYTES = 4
+ELEMENT_BYTES = {"bfloat16": 2.0, "float16": 2.0, "fp8": 1.0, "fp8_block": 1.0}
+ARITHMETIC = {"bfloat16": "bf16", "float16": "fp16", "fp8": "fp8", "fp8_block": "fp8"}
+"""By the names that the measured tables use."""
 LONG_S = 1e-3
 """Beyond about this time a kernel draws full power and its clock sinks."""
+
+
+@dataclass(frozen=True)
+class AttentionCalls:
+    """Calls of attention kernels on one device; integer arrays ``[rows]``.
+
+    Attributes:
+        batch: Sequences.
+        query_tokens: New tokens per sequence.
+        past_tokens: Tokens in the cache before them.
+        heads: Query heads.
+        kv_heads: Key-value heads.
+        window_tokens: Keys that a query sees at most; 0: all.
+    """
+
+    batch: np.ndarray
+    query_tokens: np.ndarray
+    past_tokens: np.ndarray
+    heads: np.ndarray
+    kv_heads: np.ndarray
+    window_tokens: np.ndarray
+
+    def take(self, rows: np.ndarray) -> Self:
+        """Some of them."""
+        return replace(self, **{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+
+
+class PrefillBlocks(NamedTuple):
+    """How a prefill kernel cuts its work."""
+
+    query_rows: int
+    """Query rows of one block."""
+    key_columns: int
+    shares_heads: bool
+    """Rows of a block come from all query heads of a key-value head."""
+
+
+class DecodeBlocks(NamedTuple):
+    """How a decode kernel cuts its work."""
+
+    key_columns: int
+    heads_per_block: int
+    """Query heads that share one reading of the cache."""
+    splits: bool
 
 
 @dataclass(frozen=True)
@@ -60,19 +115,18 @@ class AttentionShape:
     cache_bytes_per_token: float
 
     @classmethod
-    def plain(cls, head_dim: int, query_bytes: float, cache_bytes: float) -> AttentionShape:
-        """Keys and values of one size: ``cache_bytes`` per element."""
-        return cls(head_dim, head_dim, query_bytes, 2 * head_dim * cache_bytes)
+    def plain(cls, head_dim: int, dtype: str, kv_dtype: str) -> Self:
+        """Keys and values of one size; formats as in ``ELEMENT_BYTES``."""
+        cache_bytes = 2 * head_dim * ELEMENT_BYTES[kv_dtype]
+        return cls(head_dim, head_dim, ELEMENT_BYTES[dtype], cache_bytes)
 
 
 class PrefillCoefficients(Document):
     """What is fitted for one prefill kernel."""
 
     query_rows: int = Field(gt=0)
-    """Query rows of one block."""
     key_columns: int = Field(gt=0)
     shares_heads: bool
-    """Rows of a block come from all query heads of a key-value head."""
     launch_s: float = Field(ge=0)
     block_s: float = Field(ge=0)
     """Start and end of a query block."""
@@ -85,13 +139,17 @@ class PrefillCoefficients(Document):
     slowdown: float = Field(ge=0)
     """By how much long kernels run slower (power)."""
 
+    @property
+    def blocks(self) -> PrefillBlocks:
+        """Its blocks."""
+        return PrefillBlocks(self.query_rows, self.key_columns, self.shares_heads)
+
 
 class DecodeCoefficients(Document):
     """What is fitted for one decode kernel."""
 
     key_columns: int = Field(gt=0)
     heads_per_block: int = Field(gt=0)
-    """Query heads that share one reading of the cache."""
     splits: bool
     launch_s: float = Field(ge=0)
     block_s: float = Field(ge=0)
@@ -103,6 +161,36 @@ class DecodeCoefficients(Document):
     """Per query head of each sequence."""
     overlap_exponent: float = Field(ge=1)
     blocks_per_core: float = Field(gt=0)
+
+    @property
+    def blocks(self) -> DecodeBlocks:
+        """Its blocks."""
+        return DecodeBlocks(self.key_columns, self.heads_per_block, self.splits)
+
+
+class AttentionKernel(Document):
+    """One compiled kernel of an engine version on a system, with its fit."""
+
+    system: str
+    engine: str
+    version: str
+    kernel: str
+    dtype: str
+    kv_dtype: str
+    head_dim: int
+    variant: str
+    """``window`` or ``full``; for decode also how many query heads share a key-value head."""
+    processor: Processor
+    coefficients: PrefillCoefficients | DecodeCoefficients
+    rows: int = 0
+    """Rows that were fitted."""
+    at_bound: tuple[str, ...] = ()
+    """Coefficients that ended on the edge of what physics allows: not to be read as physical."""
+
+    @property
+    def head(self) -> AttentionShape:
+        """Sizes of its heads."""
+        return AttentionShape.plain(self.head_dim, self.dtype, self.kv_dtype)
 
 
 @dataclass(frozen=True)
@@ -166,34 +254,15 @@ def key_blocks(
 
 
 def prefill_geometry(
-    batch: np.ndarray,
-    query_tokens: np.ndarray,
-    past_tokens: np.ndarray,
-    heads: np.ndarray,
-    kv_heads: np.ndarray,
-    window_tokens: np.ndarray,
-    shape: AttentionShape,
-    blocks: tuple[int, int, bool],
+    calls: AttentionCalls, shape: AttentionShape, blocks: PrefillBlocks
 ) -> PrefillGeometry:
-    """Count blocks and bytes.
-
-    Args:
-        batch: Sequences, ``[rows]`` as all arrays here.
-        query_tokens: New tokens per sequence.
-        past_tokens: Tokens in the cache before them.
-        heads: Query heads on this device.
-        kv_heads: Key-value heads on this device.
-        window_tokens: Keys that a query sees at most; 0: all.
-        shape: Sizes of a head.
-        blocks: ``query_rows, key_columns, shares_heads`` of ``PrefillCoefficients``.
-    """
+    """Count blocks and bytes of new tokens."""
     rows, columns, shares = blocks
-    arrays = np.broadcast_arrays(batch, query_tokens, past_tokens, heads, kv_heads, window_tokens)
-    b, q, past, h, kv, window = (np.asarray(x, float) for x in arrays)
+    b, q, past, h, kv, window = _floats(calls)
     span = rows / np.where(shares, h / kv, 1.0)
     # Few distinct sequences, many rows: walk over the blocks of each once.
     keys, inverse = np.unique(np.stack([q, past, window, span], 1), axis=0, return_inverse=True)
-    met = np.array([key_blocks(*key, columns) for key in keys.tolist()]).reshape(-1, 2)
+    met = np.array([key_blocks(*map(float, key), columns) for key in keys]).reshape(-1, 2)
     mean, most = met[inverse.ravel()].T
     elements = shape.key_dim * shape.query_bytes + shape.value_dim * 2
     return PrefillGeometry(
@@ -205,9 +274,7 @@ def prefill_geometry(
     )
 
 
-def prefill_seconds(
-    g: PrefillGeometry, c: PrefillCoefficients, processor: Processor
-) -> np.ndarray:
+def prefill_seconds(g: PrefillGeometry, c: PrefillCoefficients, processor: Processor) -> np.ndarray:
     """Seconds of causal attention of new tokens, ``[rows]``."""
     unit_s = g.key_block_flops / (processor.core_flop_per_s * c.compute_efficiency)
     shared_s = g.blocks / processor.cores * (g.mean_key_blocks * unit_s + c.block_s)
@@ -220,28 +287,12 @@ def prefill_seconds(
 
 
 def decode_geometry(
-    batch: np.ndarray,
-    cached_tokens: np.ndarray,
-    heads: np.ndarray,
-    kv_heads: np.ndarray,
-    window_tokens: np.ndarray,
-    shape: AttentionShape,
-    blocks: tuple[int, int, bool],
+    calls: AttentionCalls, shape: AttentionShape, blocks: DecodeBlocks
 ) -> DecodeGeometry:
-    """Count blocks and bytes of one query per sequence.
-
-    Args:
-        batch: Sequences, ``[rows]`` as all arrays here.
-        cached_tokens: Keys per sequence, the new one included.
-        heads: Query heads on this device.
-        kv_heads: Key-value heads on this device.
-        window_tokens: Keys that a query sees at most; 0: all.
-        shape: Sizes of a head.
-        blocks: ``key_columns, heads_per_block, splits`` of ``DecodeCoefficients``.
-    """
+    """Count blocks and bytes of one query per sequence; it meets its own key too."""
     columns, per_block, splits = blocks
-    arrays = np.broadcast_arrays(batch, cached_tokens, heads, kv_heads, window_tokens)
-    b, cached, h, kv, window = (np.asarray(x, float)[:, None] for x in arrays)
+    b, q, past, h, kv, window = (array[:, None] for array in _floats(calls))
+    cached = past + q
     tokens = np.where(window > 0, np.minimum(cached, window), cached)
     split = SPLITS if splits else SPLITS[:1]
     total = np.ceil(tokens / columns)
@@ -272,3 +323,22 @@ def decode_seconds(g: DecodeGeometry, c: DecodeCoefficients, processor: Processo
     total_s = total_s + g.merged_bytes / processor.memory_bytes_per_s
     best_s = np.where(g.allowed, total_s, np.inf).min(axis=1)
     return c.launch_s + best_s + c.head_s * g.heads[:, 0]
+
+
+def attention_seconds(
+    calls: AttentionCalls,
+    shape: AttentionShape,
+    c: PrefillCoefficients | DecodeCoefficients,
+    processor: Processor,
+) -> np.ndarray:
+    """Seconds of every call, ``[rows]``: prefill or decode as the coefficients say."""
+    if isinstance(c, PrefillCoefficients):
+        return prefill_seconds(prefill_geometry(calls, shape, c.blocks), c, processor)
+    return decode_seconds(decode_geometry(calls, shape, c.blocks), c, processor)
+
+
+def _floats(calls: AttentionCalls) -> list[np.ndarray]:
+    """The arrays in order, as numbers of one length."""
+    names = [f.name for f in fields(AttentionCalls)]
+    arrays = np.broadcast_arrays(*(np.atleast_1d(getattr(calls, name)) for name in names))
+    return [np.asarray(array, float) for array in arrays]

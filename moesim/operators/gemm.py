@@ -234,9 +234,7 @@ def gemm_geometry(
     )
 
 
-def tiling_seconds(
-    geometry: GemmGeometry, c: GemmCoefficients, processor: Processor
-) -> np.ndarray:
+def tiling_seconds(geometry: GemmGeometry, c: GemmCoefficients, processor: Processor) -> np.ndarray:
     """Seconds on the device with every tiling, ``[rows, tilings]``; inf where not allowed."""
     g = geometry
     waves = np.maximum(1.0, g.waves + c.wave_quantisation * (np.ceil(g.waves) - g.waves))
@@ -259,9 +257,14 @@ def geometry_seconds(
     """Seconds of one call with the best tiling, ``[rows]``."""
     g = geometry
     device_s = c.launch_s + tiling_seconds(g, c, processor).min(axis=1)
-    device_s = device_s + (
-        c.quantise_s_per_byte * g.quantised_bytes + c.row_s * g.m + c.misaligned_s * (g.m % 4 != 0)
-    ).ravel()
+    device_s = (
+        device_s
+        + (
+            c.quantise_s_per_byte * g.quantised_bytes
+            + c.row_s * g.m
+            + c.misaligned_s * (g.m % 4 != 0)
+        ).ravel()
+    )
     return (c.host_s**HOST_EXPONENT + device_s**HOST_EXPONENT) ** (1 / HOST_EXPONENT)
 
 

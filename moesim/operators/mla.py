@@ -12,25 +12,36 @@ attention, output projection.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from pydantic import Field
 
-from moesim.operators.attention import AttentionShape
+from moesim.operators.attention import (
+    ELEMENT_BYTES,
+    AttentionCalls,
+    AttentionShape,
+    DecodeCoefficients,
+    PrefillCoefficients,
+    attention_seconds,
+)
 from moesim.operators.gemm import FORMATS, HOST_EXPONENT, gemm_bytes, gemm_flops
 from moesim.operators.processor import Processor
 from moesim.schema import Document
 
 __all__ = [
     "DEEPSEEK_V3",
+    "MlaKernel",
     "MlaSizes",
     "ModuleCoefficients",
     "Projections",
     "absorbed_head",
     "expanded_head",
+    "mla_head",
+    "mla_seconds",
     "module_seconds",
     "projections",
+    "with_kv_heads",
 ]
 
 ROWS = 64
@@ -72,6 +83,28 @@ class ModuleCoefficients(Document):
     projection_memory_efficiency: float = Field(gt=0)
     token_s: float = Field(ge=0)
     """Norms, rotary embedding and cache writes, per token."""
+
+
+class MlaKernel(Document):
+    """One kernel or module of an engine version on a system, with its fit."""
+
+    system: str
+    engine: str
+    version: str
+    kernel: str
+    dtype: str
+    kv_dtype: str
+    gemm_dtype: str = ""
+    """Of a module's weights; empty for a kernel."""
+    absorbed: bool
+    processor: Processor
+    gemm_processor: Processor | None = None
+    attention: PrefillCoefficients | DecodeCoefficients
+    module: ModuleCoefficients | None = None
+    rows: int = 0
+    """Rows that were fitted."""
+    at_bound: tuple[str, ...] = ()
+    """Coefficients that ended on the edge of what physics allows: not to be read as physical."""
 
 
 @dataclass(frozen=True)
@@ -158,8 +191,38 @@ def module_seconds(
         processor: Peaks in the format of the weights.
     """
     compute_s = p.flops / (processor.peak_flop_per_s * c.projection_efficiency)
-    memory_s = p.memory_bytes / (
-        processor.memory_bytes_per_s * c.projection_memory_efficiency
-    )
+    memory_s = p.memory_bytes / (processor.memory_bytes_per_s * c.projection_memory_efficiency)
     device_s = attention_s + np.hypot(compute_s, memory_s).sum(axis=1) + c.token_s * p.tokens
     return (c.host_s**HOST_EXPONENT + device_s**HOST_EXPONENT) ** (1 / HOST_EXPONENT)
+
+
+def mla_head(dtype: str, kv_dtype: str, absorbed: bool) -> AttentionShape:
+    """Sizes of a head; expanded keys and values come in the format of the queries.
+
+    Args:
+        dtype: Of the queries, a name out of ``ELEMENT_BYTES``.
+        kv_dtype: Of the cached latent.
+        absorbed: Which form.
+    """
+    query_bytes = ELEMENT_BYTES[dtype]
+    if absorbed:
+        return absorbed_head(query_bytes, ELEMENT_BYTES[kv_dtype])
+    return expanded_head(query_bytes, query_bytes)
+
+
+def with_kv_heads(calls: AttentionCalls, absorbed: bool) -> AttentionCalls:
+    """The same calls with the key-value heads of the form."""
+    return replace(calls, kv_heads=np.ones_like(calls.heads) if absorbed else calls.heads)
+
+
+def mla_seconds(calls: AttentionCalls, kernel: MlaKernel) -> np.ndarray:
+    """Seconds of a fitted kernel or module, ``[rows]``."""
+    k = kernel
+    head = mla_head(k.dtype, k.kv_dtype, k.absorbed)
+    own = with_kv_heads(calls, k.absorbed)
+    seconds = attention_seconds(own, head, k.attention, k.processor)
+    if k.module is None or k.gemm_processor is None:
+        return seconds
+    tokens = calls.batch * calls.query_tokens
+    around = projections(tokens, calls.heads, k.gemm_dtype, k.absorbed)
+    return module_seconds(seconds, around, k.module, k.gemm_processor)
