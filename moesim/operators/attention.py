@@ -248,7 +248,7 @@ def key_blocks(
     first = np.arange(np.ceil(query_tokens / span)) * span
     end = past_tokens + np.minimum(first + span, query_tokens)
     seen = window_tokens if window_tokens > 0 else np.inf
-    begin = np.maximum(past_tokens + first - seen, 0)
+    begin = np.maximum(past_tokens + first + 1 - seen, 0)
     met = np.ceil(end / key_columns) - np.floor(begin / key_columns)
     return float(met.mean()), float(met.max())
 
@@ -262,7 +262,7 @@ def prefill_geometry(
     span = rows / np.where(shares, h / kv, 1.0)
     # Few distinct sequences, many rows: walk over the blocks of each once.
     keys, inverse = np.unique(np.stack([q, past, window, span], 1), axis=0, return_inverse=True)
-    met = np.array([key_blocks(*map(float, key), columns) for key in keys]).reshape(-1, 2)
+    met = np.array([key_blocks(*key, columns) for key in map(_four, keys)]).reshape(-1, 2)
     mean, most = met[inverse.ravel()].T
     elements = shape.key_dim * shape.query_bytes + shape.value_dim * 2
     return PrefillGeometry(
@@ -335,6 +335,11 @@ def attention_seconds(
     if isinstance(c, PrefillCoefficients):
         return prefill_seconds(prefill_geometry(calls, shape, c.blocks), c, processor)
     return decode_seconds(decode_geometry(calls, shape, c.blocks), c, processor)
+
+
+def _four(row: np.ndarray) -> tuple[float, float, float, float]:
+    a, b, c, d = row.tolist()
+    return a, b, c, d
 
 
 def _floats(calls: AttentionCalls) -> list[np.ndarray]:
