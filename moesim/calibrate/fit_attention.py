@@ -20,6 +20,7 @@ from moesim.calibrate.measured_rows import (
     KERNEL,
     MeasuredRows,
     kernel_groups,
+    kernel_name,
     load_rows,
     matching_rows,
     processor_of,
@@ -57,7 +58,7 @@ __all__ = [
 
 LEAST_ROWS = 40
 TRIAL_ROWS, TRIAL_STEPS = 400, 15
-FINAL_ROWS, FINAL_STEPS = 2000, 40
+FINAL_ROWS, FINAL_STEPS = 1500, 40
 MANY_HEADS = 32
 """TensorRT-LLM's kernel for shared key-value heads takes up to 32 query heads each; above, its
 kernel for single heads runs (in the tables: the step in time between 32 and 48)."""
@@ -189,9 +190,10 @@ class AttentionOperator(Generic[Coefficients]):
         source: str | Path = PACKAGE,
         systems: Iterable[str] | None = None,
         versions: str | Iterable[str] = "newest",
+        engines: Iterable[str] | None = None,
     ) -> MeasuredRows:
         """Rows after hygiene, with the column ``variant``."""
-        found = load_rows(self.name, source, systems, versions)
+        found = load_rows(self.name, source, systems, versions, engines)
         return replace(found, frame=self.with_variant(found.frame))
 
     def with_variant(self, frame: Frame) -> Frame:
@@ -217,13 +219,13 @@ class AttentionOperator(Generic[Coefficients]):
         return table.frame.groups(("heads", "kv_heads", "head_dim", "window_tokens"))
 
     def regimes(self, table: MeasuredRows) -> dict[str, np.ndarray]:
-        """Rows of each regime."""
-        return regimes(table)
+        """Codes along which errors differ, the finest division first."""
+        return regimes(table.frame, ("kernel", "dtype", "kv_dtype", "variant"))
 
-    def fit(self, table: MeasuredRows, rows: np.ndarray) -> tuple[AttentionKernel, ...]:
+    def fit(self, table: MeasuredRows, rows: np.ndarray) -> dict[str, AttentionKernel]:
         """Fit every kernel on the chosen rows, ``[rows] bool``."""
         columns = (*KERNEL, "kv_dtype", "head_dim", "variant")
-        kernels = []
+        kernels: dict[str, AttentionKernel] = {}
         for label, members in kernel_groups(table.frame, columns, rows, LEAST_ROWS):
             dtype, kv_dtype = str(label["dtype"]), str(label["kv_dtype"])
             if dtype not in ARITHMETIC or kv_dtype not in ELEMENT_BYTES:
@@ -231,20 +233,20 @@ class AttentionOperator(Generic[Coefficients]):
             processor = processor_of(str(label["system"]), ARITHMETIC[dtype])
             shape = AttentionShape.plain(int(label["head_dim"]), dtype, kv_dtype)
             c, found = self.fit_rows(measured_calls(table.frame, members), shape, processor)
-            kernels.append(
-                AttentionKernel.model_validate(
-                    label
-                    | {"processor": processor, "coefficients": c}
-                    | {"rows": len(members), "at_bound": found.at_bound}
-                )
+            kernels[kernel_name(label)] = AttentionKernel.model_validate(
+                label
+                | {"processor": processor, "coefficients": c}
+                | {"rows": len(members), "at_bound": found.at_bound}
             )
-        return tuple(kernels)
+        return kernels
 
-    def predict(self, table: MeasuredRows, coefficients: Sequence[AttentionKernel]) -> np.ndarray:
+    def predict(
+        self, table: MeasuredRows, coefficients: Mapping[str, AttentionKernel]
+    ) -> np.ndarray:
         """Seconds, ``[rows]``; NaN where no kernel covers a row."""
         seconds = np.full(len(table.frame), np.nan)
         columns = (*KERNEL, "kv_dtype", "head_dim", "variant")
-        for kernel in coefficients:
+        for kernel in coefficients.values():
             members = matching_rows(table.frame, {name: getattr(kernel, name) for name in columns})
             if len(members):
                 seconds[members] = attention_seconds(

@@ -7,7 +7,7 @@ for each range of m, as CUTLASS-based kernels choose it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,11 @@ from moesim.calibrate.measured_rows import (
     KERNEL,
     MeasuredRows,
     kernel_groups,
+    kernel_name,
     load_rows,
     matching_rows,
     processor_of,
     regimes,
-    shape_key,
 )
 from moesim.calibrate.robust_fit import Coefficient, Fitted, evenly_drawn, fit_log
 from moesim.calibrate.tables import PACKAGE
@@ -191,22 +191,23 @@ class GemmOperator:
         source: str | Path = PACKAGE,
         systems: Iterable[str] | None = None,
         versions: str | Iterable[str] = "newest",
+        engines: Iterable[str] | None = None,
     ) -> MeasuredRows:
         """Rows after hygiene."""
-        return load_rows(self.name, source, systems, versions)
+        return load_rows(self.name, source, systems, versions, engines)
 
     def shape_key(self, table: MeasuredRows) -> np.ndarray:
         """Codes of (n, k), ``[rows] int64``."""
-        return shape_key(table)
+        return table.frame.groups(("n", "k"))
 
     def regimes(self, table: MeasuredRows) -> dict[str, np.ndarray]:
-        """Rows of each regime."""
-        return regimes(table)
+        """Codes along which errors differ, the finest division first."""
+        return regimes(table.frame, ("kernel", "dtype"))
 
-    def fit(self, table: MeasuredRows, rows: np.ndarray) -> tuple[GemmKernel, ...]:
+    def fit(self, table: MeasuredRows, rows: np.ndarray) -> dict[str, GemmKernel]:
         """Fit every kernel on the chosen rows, ``[rows] bool``."""
         frame = table.frame
-        kernels = []
+        kernels: dict[str, GemmKernel] = {}
         for label, members in kernel_groups(frame, KERNEL, rows, LEAST_ROWS):
             dtype = str(label["dtype"])
             if dtype not in FORMATS:
@@ -214,24 +215,22 @@ class GemmOperator:
             processor = processor_of(str(label["system"]), FORMATS[dtype].arithmetic)
             shapes = self.shapes(frame, members, dtype)
             tiling, tiles, found = fit_kernel(shapes, processor)
-            kernels.append(
-                GemmKernel(
-                    **{name: str(value) for name, value in label.items()},
-                    processor=processor,
-                    tiling=tiling,
-                    tiles=tiles,
-                    coefficients=GemmCoefficients(**found.values),
-                    rows=len(members),
-                    at_bound=found.at_bound,
-                )
+            kernels[kernel_name(label)] = GemmKernel(
+                **{name: str(value) for name, value in label.items()},
+                processor=processor,
+                tiling=tiling,
+                tiles=tiles,
+                coefficients=GemmCoefficients(**found.values),
+                rows=len(members),
+                at_bound=found.at_bound,
             )
-        return tuple(kernels)
+        return kernels
 
-    def predict(self, table: MeasuredRows, coefficients: Sequence[GemmKernel]) -> np.ndarray:
+    def predict(self, table: MeasuredRows, coefficients: Mapping[str, GemmKernel]) -> np.ndarray:
         """Seconds, ``[rows]``; NaN where no kernel covers a row."""
         frame = table.frame
         seconds = np.full(len(frame), np.nan)
-        for kernel in coefficients:
+        for kernel in coefficients.values():
             members = matching_rows(frame, {name: getattr(kernel, name) for name in KERNEL})
             for part in np.array_split(members, -(-len(members) // PREDICT_AT_ONCE) or 1):
                 s = self.shapes(frame, part, kernel.dtype)

@@ -5,7 +5,7 @@ Whether a prefill kernel runs expanded or absorbed is not in the tables: both ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -26,6 +26,7 @@ from moesim.calibrate.measured_rows import (
     KERNEL,
     MeasuredRows,
     kernel_groups,
+    kernel_name,
     load_rows,
     matching_rows,
     processor_of,
@@ -192,21 +193,22 @@ class MlaOperator:
         source: str | Path = PACKAGE,
         systems: Iterable[str] | None = None,
         versions: str | Iterable[str] = "newest",
+        engines: Iterable[str] | None = None,
     ) -> MeasuredRows:
         """Rows after hygiene."""
-        return load_rows(self.name, source, systems, versions)
+        return load_rows(self.name, source, systems, versions, engines)
 
     def shape_key(self, table: MeasuredRows) -> np.ndarray:
         """Codes of (heads, tensor parallelism), ``[rows] int64``."""
         return table.frame.groups(("heads", "tp"))
 
     def regimes(self, table: MeasuredRows) -> dict[str, np.ndarray]:
-        """Rows of each regime."""
-        return regimes(table)
+        """Codes along which errors differ, the finest division first."""
+        return regimes(table.frame, ("kernel", "dtype"))
 
-    def fit(self, table: MeasuredRows, rows: np.ndarray) -> tuple[MlaKernel, ...]:
+    def fit(self, table: MeasuredRows, rows: np.ndarray) -> dict[str, MlaKernel]:
         """Fit every kernel or module on the chosen rows, ``[rows] bool``."""
-        kernels = []
+        kernels: dict[str, MlaKernel] = {}
         for label, members in kernel_groups(table.frame, self.columns, rows, LEAST_ROWS):
             text = {name: str(value) for name, value in label.items()}
             if text["dtype"] not in ARITHMETIC or text["kv_dtype"] not in ELEMENT_BYTES:
@@ -214,13 +216,13 @@ class MlaOperator:
             if self.module and text["gemm_dtype"] not in FORMATS:
                 continue
             kernel, _ = fit_rows(self.calls(table.frame, members), text, self.decode)
-            kernels.append(kernel)
-        return tuple(kernels)
+            kernels[kernel_name(label)] = kernel
+        return kernels
 
-    def predict(self, table: MeasuredRows, coefficients: Sequence[MlaKernel]) -> np.ndarray:
+    def predict(self, table: MeasuredRows, coefficients: Mapping[str, MlaKernel]) -> np.ndarray:
         """Seconds, ``[rows]``; NaN where no kernel covers a row."""
         seconds = np.full(len(table.frame), np.nan)
-        for kernel in coefficients:
+        for kernel in coefficients.values():
             values = {name: getattr(kernel, name) for name in self.columns}
             members = matching_rows(table.frame, values)
             if len(members):

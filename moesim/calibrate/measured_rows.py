@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -11,7 +11,7 @@ import numpy as np
 
 from moesim.calibrate.frame import Frame
 from moesim.calibrate.hygiene import HygieneReport, clean
-from moesim.calibrate.metrics import regimes as named_regimes
+from moesim.calibrate.metrics import LARGE, SMALL
 from moesim.calibrate.operators import OPERATORS, read_operator
 from moesim.calibrate.tables import PACKAGE, open_catalogue
 from moesim.errors import InputError
@@ -22,11 +22,11 @@ __all__ = [
     "KERNEL",
     "MeasuredRows",
     "kernel_groups",
+    "kernel_name",
     "load_rows",
     "matching_rows",
     "processor_of",
     "regimes",
-    "shape_key",
 ]
 
 KERNEL = ("system", "engine", "version", "kernel", "dtype")
@@ -55,20 +55,31 @@ def load_rows(
     source: str | Path = PACKAGE,
     systems: Iterable[str] | None = None,
     versions: str | Iterable[str] = "newest",
+    engines: Iterable[str] | None = None,
 ) -> MeasuredRows:
     """Read an operator's tables and drop what is no measurement of its key."""
-    frame = read_operator(open_catalogue(source), operator, systems=systems, versions=versions)
+    frame = read_operator(
+        open_catalogue(source), operator, systems=systems, engines=engines, versions=versions
+    )
     return MeasuredRows(*clean(frame))
 
 
-def shape_key(table: MeasuredRows) -> np.ndarray:
-    """Codes of the shapes that leave-shape-out holds out together, ``[rows] int64``."""
-    return table.frame.groups(OPERATORS[table.frame.operator].shape)
+def regimes(frame: Frame, columns: Sequence[str]) -> dict[str, np.ndarray]:
+    """Codes ``[rows]`` along which errors differ, the finest division first.
+
+    Args:
+        frame: The rows.
+        columns: What tells kinds of kernels apart, the same on all systems.
+    """
+    places = frame[OPERATORS[frame.operator].series]
+    size = np.searchsorted([SMALL, LARGE], places, side="left")
+    kinds = frame.groups([name for name in columns if name in frame.columns])
+    return {"kernel and size": kinds * 3 + size, "size": size}
 
 
-def regimes(table: MeasuredRows) -> dict[str, np.ndarray]:
-    """Rows of each regime, ``[rows] bool`` by name."""
-    return named_regimes(table.frame)
+def kernel_name(label: Mapping[str, object]) -> str:
+    """The label's values in a row, ``h200_sxm/vllm/0.24.0/…``."""
+    return "/".join(str(value) for value in label.values())
 
 
 def kernel_groups(

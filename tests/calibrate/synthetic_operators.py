@@ -34,4 +34,5 @@ def held_out(operator, rows, part=3):
     hidden = operator.shape_key(rows) % part == 0
     fitted = operator.fit(rows, ~hidden)
     predicted = operator.predict(rows, fitted)
-    return np.abs(predicted / rows.frame["latency_s"] - 1)[hidden], fitted
+    errors = np.abs(predicted / rows.frame["latency_s"] - 1)
+    return errors[hidden], list(fitted.values())

@@ -186,7 +186,7 @@ def test_known_prefill_coefficients_are_found_again():
             window_tokens=np.array([0]),
         )
     )
-    errors, (fitted,) = held_out(
+    errors, [fitted] = held_out(
         CONTEXT_ATTENTION, attention_table(CONTEXT_ATTENTION, rows, PREFILL)
     )
     assert np.median(errors) < 0.025
@@ -229,5 +229,5 @@ def test_other_kernels_and_formats_are_not_covered():
         window_tokens=np.array([0]),
     )
     fp4 = attention_table(CONTEXT_ATTENTION, rows, PREFILL, kv_dtype="fp4")
-    assert CONTEXT_ATTENTION.fit(fp4, np.ones(len(fp4.frame), bool)) == ()
-    assert np.isnan(CONTEXT_ATTENTION.predict(fp4, ())).all()
+    assert CONTEXT_ATTENTION.fit(fp4, np.ones(len(fp4.frame), bool)) == {}
+    assert np.isnan(CONTEXT_ATTENTION.predict(fp4, {})).all()

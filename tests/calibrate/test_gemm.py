@@ -112,7 +112,7 @@ def test_no_result_beats_the_roofline_and_more_work_takes_no_less(m, n, k, tilin
 def test_known_coefficients_are_found_again():
     true_s = gemm_seconds(ROWS["m"], ROWS["n"], ROWS["k"], kernel())
     rows = table("gemm", ROWS, true_s, noise=0.02)
-    errors, (fitted,) = held_out(GEMM, rows)
+    errors, [fitted] = held_out(GEMM, rows)
     assert np.median(errors) < 0.02
     assert np.quantile(errors, 0.95) < 0.07
     assert fitted.tiling == "split"
@@ -137,7 +137,7 @@ def test_a_choice_of_tile_by_m_is_found_again():
     assert by_range[64] == (64, 64)
     assert by_range[128] == (64, 128)
     assert by_range[1024] == by_range[None] == (128, 128)
-    errors, (fitted,) = held_out(GEMM, table("gemm", ROWS, true_s, noise=0.01))
+    errors, [fitted] = held_out(GEMM, table("gemm", ROWS, true_s, noise=0.01))
     assert fitted.tiling == "dispatch"
     assert np.median(errors) < 0.02
 
@@ -156,9 +156,9 @@ def test_quantisation_is_charged_to_one_byte_formats_only():
 def test_rows_of_unknown_kernels_are_not_covered():
     true_s = gemm_seconds(ROWS["m"], ROWS["n"], ROWS["k"], kernel())
     other = table("gemm", ROWS, true_s, kernel="another")
-    assert np.isnan(GEMM.predict(other, [kernel()])).all()
+    assert np.isnan(GEMM.predict(other, {"k": kernel()})).all()
     strange = table("gemm", ROWS, true_s, dtype="fp3")
-    assert GEMM.fit(strange, np.ones(len(true_s), bool)) == ()
+    assert GEMM.fit(strange, np.ones(len(true_s), bool)) == {}
 
 
 def test_a_fit_survives_its_file():

@@ -149,7 +149,7 @@ def test_form_and_coefficients_of_prefill_are_found_again(absorbed):
         heads=HEADS,
     )
     known = kernel(PREFILL.model_copy(update={"shares_heads": absorbed}), absorbed=absorbed)
-    errors, (fitted,) = held_out(OPERATORS["context_mla"], mla_table("context_mla", rows, known))
+    errors, [fitted] = held_out(OPERATORS["context_mla"], mla_table("context_mla", rows, known))
     assert np.median(errors) < 0.03
     assert fitted.absorbed is absorbed
     assert fitted.module is None
@@ -163,7 +163,7 @@ def test_form_and_coefficients_of_prefill_are_found_again(absorbed):
 def test_decode_coefficients_are_found_again():
     known = kernel(DECODE, absorbed=True)
     measured = mla_table("generation_mla", decode_rows(), known)
-    errors, (fitted,) = held_out(OPERATORS["generation_mla"], measured)
+    errors, [fitted] = held_out(OPERATORS["generation_mla"], measured)
     assert np.median(errors) < 0.03
     assert fitted.attention.memory_efficiency == pytest.approx(0.9, rel=0.1)
     assert MlaKernel.parse(fitted.to_dict()) == fitted
@@ -173,7 +173,7 @@ def test_a_module_is_found_again_on_heads_that_were_not_seen():
     known = kernel(DECODE, absorbed=True, module=MODULE)
     rows = decode_rows()
     measured = mla_table("generation_mla_module", rows, known, gemm_dtype="bfloat16")
-    errors, (fitted,) = held_out(OPERATORS["generation_mla_module"], measured)
+    errors, [fitted] = held_out(OPERATORS["generation_mla_module"], measured)
     assert np.median(errors) < 0.04
     assert fitted.module.projection_memory_efficiency == pytest.approx(0.8, rel=0.25)
 
