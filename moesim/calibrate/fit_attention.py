@@ -85,7 +85,10 @@ def prefill_space(seconds: np.ndarray) -> tuple[Coefficient, ...]:
         Coefficient("launch_s", 0.8 * fastest_s, 1e-6, max(2 * fastest_s, 4e-6)),
         Coefficient("block_s", 1e-6, 1e-9, 3e-5),
         Coefficient("compute_efficiency", 0.6, 0.01, 1.05),
-        Coefficient("memory_efficiency", 0.6, 0.01, 4.0),  # K and V may still be in the L2 cache
+        # What was just written may still be in the L2 cache: faster than memory.
+        Coefficient("memory_efficiency", 0.6, 0.05, 4.0),
+        Coefficient("cache_efficiency", 0.6, 0.01, 20.0),
+        Coefficient("token_s", 1e-10, 1e-12, 1e-7),
         Coefficient("longest_share", 0.9, 0.05, 3.0),
         Coefficient("balance_exponent", 2.0, 1.0, 8.0),
         Coefficient("slowdown", 0.1, 1e-3, 1.0),
@@ -243,19 +246,35 @@ class AttentionOperator(Generic[Coefficients]):
     def predict(
         self, table: MeasuredRows, coefficients: Mapping[str, AttentionKernel]
     ) -> np.ndarray:
-        """Seconds, ``[rows]``; NaN where no kernel covers a row."""
-        seconds = np.full(len(table.frame), np.nan)
-        columns = (*KERNEL, "kv_dtype", "head_dim", "variant")
-        for kernel in coefficients.values():
-            members = matching_rows(table.frame, {name: getattr(kernel, name) for name in columns})
-            if len(members):
-                seconds[members] = attention_seconds(
-                    measured_calls(table.frame, members),
-                    kernel.head,
-                    kernel.coefficients,
-                    kernel.processor,
-                )
+        """Seconds, ``[rows]``; NaN where no kernel covers a row.
+
+        A variant that was not fitted is predicted by the largest fit of the same kernel that
+        differs only in how many heads share a cache.
+        """
+        frame = table.frame
+        seconds = np.full(len(frame), np.nan)
+        for kernel in sorted(coefficients.values(), key=lambda kernel: -kernel.rows):
+            _predict(seconds, frame, kernel, {kernel.variant})
+        for kernel in sorted(coefficients.values(), key=lambda kernel: -kernel.rows):
+            seen = kernel.variant.partition(",")[0]
+            alike = {name for name in frame.labels["variant"] if name.partition(",")[0] == seen}
+            _predict(seconds, frame, kernel, alike)
         return seconds
+
+
+def _predict(
+    seconds: np.ndarray, frame: Frame, kernel: AttentionKernel, variants: set[str]
+) -> None:
+    """Fill what is still open of a kernel's variants."""
+    columns = (*KERNEL, "kv_dtype", "head_dim")
+    members = matching_rows(frame, {name: getattr(kernel, name) for name in columns})
+    open_ = np.isnan(seconds[members]) & frame.is_label("variant", *variants)[members]
+    members = members[open_]
+    if len(members):
+        calls = measured_calls(frame, members)
+        seconds[members] = attention_seconds(
+            calls, kernel.head, kernel.coefficients, kernel.processor
+        )
 
 
 def measured_calls(frame: Frame, rows: np.ndarray) -> MeasuredCalls:

@@ -64,7 +64,7 @@ from moesim.operators.processor import Processor
 __all__ = ["MLA", "BmmOperator", "MlaOperator", "fit_rows"]
 
 LEAST_ROWS = 40
-MODULE = ("host_s", "projection_efficiency", "projection_memory_efficiency", "token_s")
+MODULE = ("host_s", "projection_efficiency", "projection_memory_efficiency", "norm_s")
 Choice = tuple[PrefillBlocks | DecodeBlocks, bool]
 """Blocks, and whether the form is absorbed."""
 
@@ -76,7 +76,7 @@ def module_space(seconds: np.ndarray) -> tuple[Coefficient, ...]:
         Coefficient("host_s", 0.5 * fastest_s, 1e-7, 2 * fastest_s),
         Coefficient("projection_efficiency", 0.6, 0.05, 1.05),
         Coefficient("projection_memory_efficiency", 0.7, 0.1, 1.05),
-        Coefficient("token_s", 1e-9, 1e-12, 1e-6),
+        Coefficient("norm_s", 1e-9, 1e-12, 1e-6),
     )
 
 

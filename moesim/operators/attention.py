@@ -5,7 +5,7 @@ queries of one head and walks over blocks of keys. Causality and a sliding windo
 blocks a query block meets. The coefficients are those of one compiled kernel: engines compile one
 per head dimension and cache format, and another with a window.
 
-Prefill:  launch + balance(work of all blocks over the cores, the longest block) + bytes / memory
+Prefill:  launch + balance(all blocks over the cores, the longest block) + moved bytes and tokens
 Decode:   launch + min over splits of (waves of blocks ⊔ cache bytes / memory + merge)
 
 In decode the keys of one sequence may be split over several cores (Flash-Decoding), whose partial
@@ -132,7 +132,11 @@ class PrefillCoefficients(Document):
     """Start and end of a query block."""
     compute_efficiency: float = Field(gt=0)
     memory_efficiency: float = Field(gt=0)
-    """Of moving Q, K, V and the output once, which nothing hides (writing the cache included)."""
+    """Of moving Q and the output once, which nothing hides."""
+    cache_efficiency: float = Field(gt=0)
+    """Of moving K and V once: reading them, and converting and writing them where it is timed."""
+    token_s: float = Field(ge=0)
+    """Of each new token in what runs before the kernel (a core per token writes the cache)."""
     longest_share: float = Field(gt=0)
     """Of the longest block's time that no other block hides."""
     balance_exponent: float = Field(ge=1)
@@ -201,7 +205,12 @@ class PrefillGeometry:
     mean_key_blocks: np.ndarray
     most_key_blocks: np.ndarray
     key_block_flops: float
-    memory_bytes: np.ndarray
+    query_bytes: np.ndarray
+    """Q and the output."""
+    cache_bytes: np.ndarray
+    """K and V, those before the new tokens included."""
+    tokens: np.ndarray
+    """New tokens of all sequences."""
 
 
 @dataclass(frozen=True)
@@ -270,7 +279,9 @@ def prefill_geometry(
         mean_key_blocks=mean,
         most_key_blocks=most,
         key_block_flops=2.0 * rows * columns * (shape.key_dim + shape.value_dim),
-        memory_bytes=b * (q * h * elements + (past + q) * kv * shape.cache_bytes_per_token),
+        query_bytes=b * q * h * elements,
+        cache_bytes=b * (past + q) * kv * shape.cache_bytes_per_token,
+        tokens=b * q,
     )
 
 
@@ -282,8 +293,9 @@ def prefill_seconds(g: PrefillGeometry, c: PrefillCoefficients, processor: Proce
     p = c.balance_exponent
     compute_s = (shared_s**p + longest_s**p) ** (1 / p)
     compute_s = compute_s * (1 + c.slowdown * compute_s / (compute_s + LONG_S))
-    memory_s = g.memory_bytes / (processor.memory_bytes_per_s * c.memory_efficiency)
-    return c.launch_s + compute_s + memory_s
+    moved_s = g.query_bytes / c.memory_efficiency + g.cache_bytes / c.cache_efficiency
+    moved_s = moved_s / processor.memory_bytes_per_s
+    return c.launch_s + compute_s + moved_s + c.token_s * g.tokens
 
 
 def decode_geometry(

@@ -81,7 +81,7 @@ class ModuleCoefficients(Document):
     projection_efficiency: float = Field(gt=0)
     """Share of the peak in the projections."""
     projection_memory_efficiency: float = Field(gt=0)
-    token_s: float = Field(ge=0)
+    norm_s: float = Field(ge=0)
     """Norms, rotary embedding and cache writes, per token."""
 
 
@@ -192,7 +192,7 @@ def module_seconds(
     """
     compute_s = p.flops / (processor.peak_flop_per_s * c.projection_efficiency)
     memory_s = p.memory_bytes / (processor.memory_bytes_per_s * c.projection_memory_efficiency)
-    device_s = attention_s + np.hypot(compute_s, memory_s).sum(axis=1) + c.token_s * p.tokens
+    device_s = attention_s + np.hypot(compute_s, memory_s).sum(axis=1) + c.norm_s * p.tokens
     return (c.host_s**HOST_EXPONENT + device_s**HOST_EXPONENT) ** (1 / HOST_EXPONENT)
 
 

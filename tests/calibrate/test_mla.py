@@ -27,6 +27,8 @@ PREFILL = PrefillCoefficients(
     block_s=2e-6,
     compute_efficiency=0.7,
     memory_efficiency=0.8,
+    cache_efficiency=0.6,
+    token_s=1e-10,
     longest_share=0.9,
     balance_exponent=1.5,
     slowdown=0.1,
@@ -45,7 +47,7 @@ DECODE = DecodeCoefficients(
     blocks_per_core=1.0,
 )
 MODULE = ModuleCoefficients(
-    host_s=2e-5, projection_efficiency=0.7, projection_memory_efficiency=0.8, token_s=2e-9
+    host_s=2e-5, projection_efficiency=0.7, projection_memory_efficiency=0.8, norm_s=2e-9
 )
 HEADS = np.array([1, 2, 4, 8, 16, 32, 64, 128])
 
