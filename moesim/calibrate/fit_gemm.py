@@ -48,7 +48,6 @@ LEAST_ROWS = 60
 """Fewer rows than five per coefficient are not fitted."""
 TRIAL_ROWS, TRIAL_STEPS = 500, 15
 FINAL_ROWS, FINAL_STEPS = 2000, 40
-PREDICT_AT_ONCE = 20_000
 RANGES = (16, 64, 128, 256, 1024, None)
 """Ends of the ranges of m within which a dispatched kernel keeps its tile."""
 OPTIONS = ((16, 64), (64, 16), (64, 32), (64, 64), (64, 128), (128, 64), (128, 128), (128, 256))
@@ -232,9 +231,8 @@ class GemmOperator:
         seconds = np.full(len(frame), np.nan)
         for kernel in coefficients.values():
             members = matching_rows(frame, {name: getattr(kernel, name) for name in KERNEL})
-            for part in np.array_split(members, -(-len(members) // PREDICT_AT_ONCE) or 1):
-                s = self.shapes(frame, part, kernel.dtype)
-                seconds[part] = gemm_seconds(s.m, s.n, s.k, kernel, batch=s.batch)
+            s = self.shapes(frame, members, kernel.dtype)
+            seconds[members] = gemm_seconds(s.m, s.n, s.k, kernel, batch=s.batch)
         return seconds
 
     def shapes(self, frame: Frame, rows: np.ndarray, dtype: str) -> Shapes:

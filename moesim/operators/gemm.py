@@ -45,6 +45,8 @@ MMA_ROWS = 64
 """Rows of the smallest warp-group multiplication (PTX ISA, wgmma: m64nNk16); fewer are padded."""
 HOST_EXPONENT = 8.0
 """Launches that run ahead of the device hide it or are hidden by it: nearly a plain maximum."""
+AT_ONCE = 256
+"""Rows whose tilings are compared together: their arrays stay in the cache of the processor."""
 OUTPUT_BYTES = 2
 PARTIAL_BYTES = 4
 Tiling = Literal["split", "whole", "narrow", "dispatch"]
@@ -291,5 +293,11 @@ def gemm_seconds(
     """
     device = processor or kernel.processor
     tiles = tile_set(kernel.tiling, kernel.tiles)
-    geometry = gemm_geometry(m, n, k, kernel.dtype, tiles, device, batch)
-    return geometry_seconds(geometry, kernel.coefficients, device)
+    shapes = np.broadcast_arrays(*(np.atleast_1d(x) for x in (m, n, k, batch)))
+    seconds = np.empty(shapes[0].shape)
+    for begin in range(0, len(seconds), AT_ONCE):
+        part = slice(begin, begin + AT_ONCE)
+        m_, n_, k_, batch_ = (x[part] for x in shapes)
+        geometry = gemm_geometry(m_, n_, k_, kernel.dtype, tiles, device, batch_)
+        seconds[part] = geometry_seconds(geometry, kernel.coefficients, device)
+    return seconds
