@@ -71,7 +71,7 @@ class InputError(MoesimError, ValueError):
         field: The field, as a path (``links[2].bandwidth``).
         found: The offending value.
         allowed: What is allowed there.
-        fix: What to do about it.
+        fix: What to do about it; to correct the field, if nothing else is said.
     """
 
     exit_code = 4
@@ -86,6 +86,8 @@ class InputError(MoesimError, ValueError):
         allowed: str | None = None,
         fix: str | None = None,
     ) -> None:
+        problem, _, fix_inside = problem.partition("\nfix: ")  # of another error's message
+        fix = fix or fix_inside or None
         self.problem = problem
         self.file = None if file is None else str(file)
         self.field = field
@@ -98,9 +100,26 @@ class InputError(MoesimError, ValueError):
             text += f"; found {_short(found)}"
         if allowed:
             text += f"; allowed: {allowed}"
-        if fix:
-            text += f"\nfix: {fix}"
-        super().__init__(text)
+        super().__init__(f"{text}\nfix: {self._fix_or_usual()}")
+
+    def _fix_or_usual(self) -> str:
+        if self.fix:
+            return self.fix
+        name = Path(self.file).name if self.file else ""
+        if self.field:
+            return f"correct {self.field} in {name}" if name else f"correct {self.field}"
+        return f"check {name}" if name else "correct the value"
+
+    def within(self, file: str | Path | None) -> InputError:
+        """The same error, named after the file that the value came from."""
+        return InputError(
+            self.problem,
+            file=file,
+            field=self.field,
+            found=self.found,
+            allowed=self.allowed,
+            fix=self.fix,
+        )
 
     def to_dict(self) -> dict[str, object]:
         """As the root's, with file, field, found, allowed and fix as keys of their own."""
@@ -109,7 +128,7 @@ class InputError(MoesimError, ValueError):
             "field": self.field,
             "found": None if self.found is None else _short(self.found),
             "allowed": self.allowed,
-            "fix": self.fix,
+            "fix": self._fix_or_usual(),
         }
 
 

@@ -179,14 +179,7 @@ class PlanFile(Document):
                 np.array(self.physical_to_logical), self.devices, self.experts, self.moe_layers
             )
         except InputError as error:
-            raise InputError(
-                error.problem,
-                file=file,
-                field=error.field,
-                found=error.found,
-                allowed=error.allowed,
-                fix=error.fix,
-            ) from error
+            raise error.within(file) from error
 
 
 def read_plan(path: str | Path) -> tuple[PlanFile, Placement]:

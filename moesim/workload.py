@@ -25,8 +25,13 @@ SPLIT_BLOCK_TOKENS = 256
 """Tokens that stay together when a trace is split: about one short request."""
 
 MAX_BATCHES = 16
-BATCH_BUDGET = 32_000_000
-"""Assignments (batches × layers × tokens × top-k) that one evaluation may read: about a second."""
+BATCH_BUDGET = 16_000_000
+"""Assignments (batches × layers × tokens × top-k) that one evaluation may read: a fifth of a
+second. On the bundled sample the mean over the batches is then known to 0.5 %."""
+
+MAX_ASSIGNMENTS = 2**30
+"""Of one step; more would take gigabytes and minutes. The largest step published is smaller:
+DeepSeek's prefill unit has 58 layers × 32 devices × 4096 tokens × 8 experts = 6·10⁷."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,10 @@ def split_trace(
         UsageError: If the fraction is out of range or leaves one part empty.
     """
     if not 0 <= holdout_fraction < 1:
-        raise UsageError(f"--holdout must be at least 0 and less than 1; found {holdout_fraction}")
+        raise UsageError(
+            f"--holdout must be at least 0 and less than 1; found {holdout_fraction}\n"
+            "fix: pass e.g. --holdout 0.25"
+        )
     tokens = trace.manifest.tokens
     block_count = -(-tokens // SPLIT_BLOCK_TOKENS)
     if holdout_fraction > 0 and block_count < 2:
@@ -116,7 +124,9 @@ def split_trace(
     if holdout_fraction > 0 and not held.any():
         held[-1] = True
     if held.all():
-        raise UsageError(f"--holdout {holdout_fraction} leaves nothing to plan on; use less")
+        raise UsageError(
+            f"--holdout {holdout_fraction} leaves nothing to plan on\nfix: pass a smaller share"
+        )
     planning = _take(trace, blocks[~held])
     return planning, _take(trace, blocks[held]) if held.any() else None
 
@@ -151,11 +161,9 @@ def draw_batches(
         phase: ``prefill`` or ``decode``.
         seed: Same seed, same batches.
     """
-    if tokens_per_device < 1:
-        raise UsageError(f"--tokens-per-device must be at least 1; found {tokens_per_device}")
     layers, tokens, top_k = trace.routing.shape
     batch_tokens = devices * tokens_per_device
-    count = int(np.clip(BATCH_BUDGET // (layers * batch_tokens * top_k), 1, MAX_BATCHES))
+    count = _batch_count(layers, batch_tokens, top_k)
     rng = np.random.default_rng(seed)
     if phase == "prefill":
         start = rng.integers(0, tokens, (count, devices, 1))
@@ -200,7 +208,7 @@ def sample_routing(
     """
     layers, experts = loads.shape
     batch_tokens = devices * tokens_per_device
-    count = int(np.clip(BATCH_BUDGET // (layers * batch_tokens * top_k), 1, MAX_BATCHES))
+    count = _batch_count(layers, batch_tokens, top_k)
     rng = np.random.default_rng(seed)
     dtype = np.uint8 if experts <= 256 else np.uint16
     routing = np.empty((count, layers, batch_tokens, top_k), dtype)
@@ -215,6 +223,18 @@ def sample_routing(
             chosen = np.searchsorted(edges, np.minimum(points, np.nextafter(edges[-1], 0)), "right")
             routing[batch, layer] = order[chosen]
     return Batches(routing, None, experts, devices, tokens_per_device, assumed_independent=True)
+
+
+def _batch_count(layers: int, batch_tokens: int, top_k: int) -> int:
+    """W: as many steps as the budget allows, at least one."""
+    assignments = layers * batch_tokens * top_k
+    if not 0 < assignments <= MAX_ASSIGNMENTS:
+        raise UsageError(
+            f"--tokens-per-device makes a step of {batch_tokens} tokens over all devices, which is "
+            f"{assignments} assignments; allowed: 1 … {MAX_ASSIGNMENTS}\n"
+            "fix: pass another --tokens-per-device (4096 is usual in prefill, 128 in decode)"
+        )
+    return int(np.clip(BATCH_BUDGET // assignments, 1, MAX_BATCHES))
 
 
 def _inclusion_probabilities(load: np.ndarray, top_k: int, layer: int) -> np.ndarray:

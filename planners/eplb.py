@@ -66,7 +66,8 @@ def eplb_hierarchical(problem: PlacementProblem) -> np.ndarray:
     if not keeps_groups(problem):
         raise InfeasibleError(
             f"hierarchical EPLB keeps routing groups whole: {problem.experts} experts in {groups} "
-            f"groups cannot be split evenly over {nodes} nodes; use eplb-global"
+            f"groups cannot be split evenly over {nodes} nodes\n"
+            "fix: use --planner eplb-global"
         )
     return rebalance(problem.loads, problem.slots, groups, nodes, problem.devices)
 

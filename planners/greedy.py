@@ -15,7 +15,7 @@ relabels the answer and changes none of its loads.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -26,6 +26,12 @@ from moesim.planners.replicate import replicate
 
 __all__ = ["Copies", "lpt", "lpt_swap", "make_copies", "pack"]
 
+CLOSE = 1e-3
+"""A layer within 0.1 % of the bound is even enough to stop trying."""
+
+TRIES = 16
+"""At most so many other uses of the spare slots are tried."""
+
 
 @dataclass(frozen=True)
 class Copies:
@@ -34,10 +40,12 @@ class Copies:
     Attributes:
         expert: [L, S] int64 logical expert of every copy.
         load: [L, S] float64 tokens of every copy, descending.
+        largest_count: Most copies of an expert.
     """
 
     expert: np.ndarray
     load: np.ndarray
+    largest_count: int
 
 
 def lpt(problem: PlacementProblem) -> np.ndarray:
@@ -52,10 +60,12 @@ def lpt(problem: PlacementProblem) -> np.ndarray:
 
 
 def lpt_swap(problem: PlacementProblem) -> np.ndarray:
-    """LPT, then swaps of pairs; in layers where that is worse than EPLB, EPLB, then swaps.
+    """LPT, then swaps of pairs; the best of several ways to use the spare slots.
 
-    EPLB can be better where spare slots abound: two copies of an expert on one device act like a
-    spare slot left empty. Only in those layers do copies of an expert share a device.
+    In layers that miss the bound, fewer and fewer spare slots go to the hottest experts and the
+    rest to the coldest. Where EPLB is better still, its answer is taken and swapped on: that
+    happens where spare slots abound, because two copies of an expert on one device act like a
+    slot left empty. Only in those layers do copies of an expert share a device.
 
     Returns:
         [L, S] int32 physical_to_logical, in no layer less even than either policy of EPLB.
@@ -67,27 +77,57 @@ def lpt_swap(problem: PlacementProblem) -> np.ndarray:
     expert, load = pack(make_copies(problem), speeds)
     swap_pairs(expert, load, speeds, bound)
     finish = _largest_finish(load, speeds)
+
+    def improve(layers: np.ndarray, rival: np.ndarray, rival_load: np.ndarray) -> None:
+        swap_pairs(rival, rival_load, speeds, bound[layers])
+        rival_finish = _largest_finish(rival_load, speeds)
+        better = rival_finish < finish[layers]
+        expert[layers[better]], finish[layers[better]] = rival[better], rival_finish[better]
+
+    for to_coldest in _spare_slots_to_try(problem):
+        layers = np.flatnonzero(finish > bound * (1 + CLOSE))
+        if not len(layers):
+            break
+        open_layers = replace(problem, loads=problem.loads[layers], transitions=None)
+        copies = make_copies(open_layers, to_coldest)
+        if copies.largest_count <= problem.devices:
+            improve(layers, *pack(copies, speeds))
     for policy in (eplb_global, eplb_hierarchical):
         if policy is eplb_hierarchical and not keeps_groups(problem):
             continue
         rival, rival_load = _shelves(policy(problem), problem.loads, problem.devices)
-        better = _largest_finish(rival_load, speeds) < finish * (1 - 1e-9)
-        if better.any():
-            rival, rival_load = rival[better], rival_load[better]
-            swap_pairs(rival, rival_load, speeds, bound[better])
-            expert[better], finish[better] = rival, _largest_finish(rival_load, speeds)
+        layers = np.flatnonzero(_largest_finish(rival_load, speeds) < finish * (1 - 1e-9))
+        if len(layers):
+            improve(layers, rival[layers], rival_load[layers])
     return _to_table(expert, devices)
 
 
-def make_copies(problem: PlacementProblem) -> Copies:
-    """Replicate the hottest experts into the spare slots and sort what has to be placed."""
+def _spare_slots_to_try(problem: PlacementProblem) -> range:
+    """How many spare slots to give to the coldest experts."""
+    spare = problem.slots - problem.experts
+    return range(max(1, spare // TRIES), min(spare, problem.experts) + 1, max(1, spare // TRIES))
+
+
+def make_copies(problem: PlacementProblem, to_coldest: int = 0) -> Copies:
+    """Replicate experts into the spare slots and sort what has to be placed.
+
+    Args:
+        problem: What to place.
+        to_coldest: So many spare slots go to the coldest experts, the rest to the hottest.
+    """
     by_load = np.argsort(-problem.loads, axis=1, kind="stable")
     loads = np.take_along_axis(problem.loads, by_load, 1)
-    slot_rank, count = replicate(loads, problem.slots, largest_count=problem.devices)
+    slot_rank, count = replicate(
+        loads, problem.slots, largest_count=problem.devices, to_coldest=to_coldest
+    )
     load = np.take_along_axis(loads / count, slot_rank, 1)
     order = np.lexsort((slot_rank, -load), axis=1)
     rank = np.take_along_axis(slot_rank, order, 1)
-    return Copies(np.take_along_axis(by_load, rank, 1), np.take_along_axis(load, order, 1))
+    return Copies(
+        np.take_along_axis(by_load, rank, 1),
+        np.take_along_axis(load, order, 1),
+        int(count.max()),
+    )
 
 
 def pack(copies: Copies, speeds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

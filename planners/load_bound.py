@@ -2,20 +2,22 @@
 
 For every layer, whatever the planner: no placement with S / G slots per device, at least one slot
 per expert and tokens split evenly over the copies of an expert leaves the most loaded device with
-less than this. Two arguments, the larger one counts:
+less than this. The largest of these counts:
 
 * **Mean.** Some device carries at least the mean. With unequal speeds also: the k slowest devices
   have k·S/G slots and so at least the load of as many lightest experts.
-* **Hottest copy.** The device that holds the hottest copy fills its other S/G − 1 slots with at
-  least the lightest copies there are.
+* **Hottest experts**, without spare slots. The k hottest experts sit on some m devices, whose
+  other m·S/G − k slots hold at least the lightest experts. One of these devices carries at least
+  the mean of that, for the best m. (k = 1: the hottest expert with the lightest S/G − 1.)
+* **Hottest copy**, with spare slots. The device that holds the hottest copy fills its other
+  S/G − 1 slots with at least the lightest copies there are.
 
-Spare slots make the second argument delicate, because they can serve either to split hot experts
+Spare slots make the last argument delicate, because they can serve either to split hot experts
 or to make light ones lighter. Let ``h_j`` be the hottest copy after the j best spare slots went to
 the hottest experts (replicate.py), and let the other R − j go to anything: each of them spares
 the device at most one of the other slots, as n copies of an expert must sit in n slots of the
 device before all of its load is there. So the device carries at least ``h_j`` plus the
 S/G − 1 − (R − j) lightest copies of that state, and the bound is the least of that over j = 0 … R.
-Without spare slots it is the hottest expert plus the S/G − 1 lightest.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ def finish_load_bound(problem: PlacementProblem, *, free_sizes: bool = False) ->
 
     Args:
         problem: Loads, slots and speeds.
-        free_sizes: Whether devices may hold unequally many experts in a layer (at least one).
+        free_sizes: Whether devices may hold unequally many experts in a layer (at least one); no
+            expert has a copy then, whatever the slots.
 
     Returns:
         [L] float64 token assignments of a device of nominal speed.
@@ -43,7 +46,10 @@ def finish_load_bound(problem: PlacementProblem, *, free_sizes: bool = False) ->
     light_first = np.sort(problem.loads, axis=1)
     mean = light_first.sum(1) / speeds.sum()
     slowest = _slowest_devices(light_first, room, spare, speeds)
-    hottest = _hottest_copy(light_first, room, spare) / speeds[-1]
+    if spare and not free_sizes:
+        hottest = _hottest_copy(light_first, room, spare) / speeds[-1]
+    else:
+        hottest = _hottest_experts(light_first, None if free_sizes else room, speeds)
     result: np.ndarray = np.maximum(np.maximum(mean, slowest), hottest)
     return result
 
@@ -57,6 +63,24 @@ def _slowest_devices(
     least = upto[:, np.clip(slots - spare, 0, light_first.shape[1])]
     result: np.ndarray = (least / np.cumsum(speeds)).max(1)
     return result
+
+
+def _hottest_experts(light_first: np.ndarray, room: int | None, speeds: np.ndarray) -> np.ndarray:
+    """[L] the k hottest experts on m devices with the lightest beside them; free sizes: no room."""
+    layers, experts = light_first.shape
+    devices = len(speeds)
+    zero = np.zeros((layers, 1))
+    light = np.concatenate((zero, np.cumsum(light_first, 1)), 1)
+    hot = np.concatenate((zero, np.cumsum(light_first[:, ::-1], 1)), 1)
+    fastest = np.cumsum(speeds[::-1])
+    m = np.arange(1, devices + 1)
+    best = np.zeros(layers)
+    for k in range(1, min(experts, 2 * devices) + 1):
+        beside = np.zeros(devices, np.int64) if room is None else m * room - k
+        fits = (beside >= 0) & (m <= k)
+        carried = hot[:, [k]] + light[:, np.clip(beside[fits], 0, experts - k)]
+        best = np.maximum(best, (carried / fastest[fits]).min(1))
+    return best
 
 
 def _hottest_copy(light_first: np.ndarray, room: int, spare: int) -> np.ndarray:

@@ -53,7 +53,7 @@ def moetuner(problem: PlacementProblem) -> PlannerAnswer:
     if problem.slots > problem.experts * problem.devices:
         raise InfeasibleError(
             f"copies of an expert on distinct devices: {problem.slots} slots are more than "
-            f"{problem.experts} experts × {problem.devices} devices"
+            f"{problem.experts} experts × {problem.devices} devices\nfix: pass fewer --redundant"
         )
     return _solve(problem, _equal_layers(problem), free=False)
 
@@ -69,7 +69,8 @@ def moetuner_free(problem: PlacementProblem) -> PlannerAnswer:
     """
     if problem.experts < problem.devices:
         raise InfeasibleError(
-            f"no empty cluster: {problem.experts} experts cannot fill {problem.devices} devices"
+            f"no empty cluster: {problem.experts} experts cannot fill {problem.devices} "
+            "devices\nfix: use fewer devices"
         )
     return _solve(problem, _free_layers(problem), free=True)
 

@@ -56,7 +56,9 @@ def limit_moves(
         max_moves: Budget over all layers.
     """
     if max_moves < 0:
-        raise UsageError(f"--max-moves must be at least 0; found {max_moves}")
+        raise UsageError(
+            f"--max-moves must be at least 0; found {max_moves}\nfix: pass --max-moves 0 or more"
+        )
     moves = count_moves(current, target)
     gain_s = _layer_s(current_cost) - _layer_s(target_cost)
     order = np.argsort(-gain_s / np.maximum(moves, 1), kind="stable")

@@ -98,7 +98,11 @@ class Bound:
 
 @dataclass(frozen=True)
 class PlanOutcome:
-    """Everything a plan's report says; ``files`` and ``launch`` are filled when it is written."""
+    """Everything a plan's report says; files, launch and left_out are filled when it is written.
+
+    ``left_out`` holds the engines that cannot load the plan, and why; ``skipped`` the planners
+    that have no answer to this problem, where others do.
+    """
 
     model: ModelSpec
     cluster: Cluster
@@ -125,6 +129,8 @@ class PlanOutcome:
     inputs: dict[str, str]
     files: dict[str, str] = field(default_factory=dict)
     launch: dict[str, list[str]] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
 
     @property
     def placement(self) -> Placement:

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import moesim
 from moesim.bound import step_lower_bound
 from moesim.cluster import Cluster, load_cluster
-from moesim.errors import InputError, UsageError
+from moesim.errors import InfeasibleError, InputError, UsageError
 from moesim.memory import check_memory
 from moesim.model import ModelSpec, load_model
 from moesim.placement import Placement, read_plan
 from moesim.planners.moves import limit_moves
 from moesim.planners.outcome import Bound, PlannerScore, PlanOutcome, PlanRequest
 from moesim.planners.problem import PlacementProblem
-from moesim.planners.registry import PLANNERS, run_planner
+from moesim.planners.registry import PLANNERS, find_planner, run_planner
 from moesim.planners.sources import PlanWorkload, from_counts, from_trace
 from moesim.safe_io import sha256_file
 from moesim.traces.bundle import open_trace, sample_path
@@ -49,11 +49,17 @@ def make_plan(request: PlanRequest, say: Callable[[str], object] = lambda _: Non
             that no placement exists.
     """
     if request.trace and request.load:
-        raise UsageError("give a TRACE or --load COUNTS, not both")
+        raise UsageError(
+            "a TRACE and --load COUNTS were both given\n"
+            "fix: leave out one of them (TRACE or --load)"
+        )
     if request.max_moves is not None and request.warm_start is None:
         raise UsageError(
-            "--max-moves counts changes against a plan: give it with --warm-start FILE"
+            "--max-moves counts changes against a plan\nfix: give it with --warm-start FILE"
         )
+    names = [BASELINE, *([request.planner] if request.planner != "auto" else AUTO)]
+    for name in names:
+        find_planner(name)
     sample = request.trace is None and request.load is None
     cluster = load_cluster(request.cluster or SAMPLE_CLUSTER)
     model = _model(request, sample)
@@ -76,11 +82,15 @@ def make_plan(request: PlanRequest, say: Callable[[str], object] = lambda _: Non
         seed=request.seed,
         time_limit_s=request.time_limit_s,
     )
-    names = list(AUTO) if request.planner == "auto" else [BASELINE, request.planner]
-    scores = {}
+    scores, skipped = {}, {}
     for name in dict.fromkeys(names):
         say(f"planner {name}")
-        scores[name] = _run(name, problem, work)
+        try:
+            scores[name] = _run(name, problem, work)
+        except InfeasibleError as error:
+            if request.planner == name:
+                raise
+            skipped[name] = str(error).replace("\nfix: ", "; ")
     candidates = [name for name in scores if request.planner in ("auto", name)]
     chosen = min(candidates, key=lambda name: scores[name].cost.step_s)
     if request.warm_start is not None:
@@ -113,6 +123,7 @@ def make_plan(request: PlanRequest, say: Callable[[str], object] = lambda _: Non
         command=request.command,
         version=moesim.__version__,
         inputs=_inputs(request),
+        skipped=skipped,
     )
 
 
@@ -122,20 +133,25 @@ def _model(request: PlanRequest, sample: bool) -> ModelSpec:
     if sample:
         return load_model(SAMPLE_MODEL)
     if request.trace is None:
-        raise UsageError("--load needs --model: counts do not say which model they are of")
+        raise UsageError(
+            "--load needs --model: counts do not say which model they are of\n"
+            "fix: pass --model NAME or --model path/to/config.json"
+        )
     name = open_trace(request.trace).manifest.model
     try:
         return load_model(name)
     except (InputError, UsageError) as error:
         raise UsageError(
-            f"the trace names the model {name!r}, which is not in the registry; "
-            "pass --model NAME or --model path/to/config.json"
+            f"the trace names the model {name!r}, which is not in the registry\n"
+            "fix: pass --model NAME or --model path/to/config.json"
         ) from error
 
 
 def _slots(model: ModelSpec, cluster: Cluster, redundant: int) -> int:
     if redundant < 0:
-        raise UsageError(f"--redundant must be at least 0; found {redundant}")
+        raise UsageError(
+            f"--redundant must be at least 0; found {redundant}\nfix: pass --redundant 0 or more"
+        )
     slots = model.experts + redundant
     if slots % cluster.devices:
         fix = -model.experts % cluster.devices

@@ -234,5 +234,5 @@ def _check_solver(problem: PlacementProblem) -> None:
         )
     if problem.solver not in get_args(SolverName):
         raise UsageError(
-            f"unknown solver {problem.solver!r}; choose one of {', '.join(get_args(SolverName))}"
+            f"unknown solver {problem.solver!r}\nfix: choose from {', '.join(get_args(SolverName))}"
         )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from moesim.errors import UsageError
+from moesim.hardware import near_names
 from moesim.planners import eplb, greedy, moetuner, simple
 from moesim.planners.problem import (
     PlacementProblem,
@@ -18,7 +19,7 @@ from moesim.planners.problem import (
 )
 from moesim.planners.verify import verify_placement
 
-__all__ = ["PLANNERS", "PlannerEntry", "run_planner"]
+__all__ = ["PLANNERS", "PlannerEntry", "find_planner", "run_planner"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,20 @@ class PlannerEntry:
     engine_ready: bool = True
 
 
+def find_planner(name: str) -> PlannerEntry:
+    """The planner of that name.
+
+    Raises:
+        UsageError: If there is none.
+    """
+    if name not in PLANNERS:
+        raise UsageError(
+            f"unknown planner {name!r}{near_names(name, list(PLANNERS))}\n"
+            f"fix: choose from auto, {', '.join(PLANNERS)}"
+        )
+    return PLANNERS[name]
+
+
 def run_planner(name: str, problem: PlacementProblem) -> PlannerAnswer:
     """Run a planner and have its answer verified by code of its own.
 
@@ -51,9 +66,7 @@ def run_planner(name: str, problem: PlacementProblem) -> PlannerAnswer:
         InfeasibleError: If the planner's constraints have no solution.
         MoesimError: If the answer is no placement (a bug).
     """
-    entry = PLANNERS.get(name)
-    if entry is None:
-        raise UsageError(f"unknown planner {name!r}; choose one of {', '.join(PLANNERS)}")
+    entry = find_planner(name)
     answer = entry.function(problem)
     verify_placement(answer.physical_to_logical, problem, distinct_copies=entry.distinct_copies)
     return answer
@@ -89,7 +102,7 @@ _ENTRIES = (
     PlannerEntry(
         "lpt-swap",
         _timed(greedy.lpt_swap),
-        "LPT, then swaps of pairs until the slowest device gains no more",
+        "LPT and swaps of pairs, with several uses of the spare slots tried out",
         distinct_copies=False,
     ),
     PlannerEntry(

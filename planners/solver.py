@@ -153,7 +153,10 @@ def raise_infeasible(model: pulp.LpProblem, *, solver: SolverName, what: str) ->
         if result.status is not MilpStatus.INFEASIBLE:
             conflicting.append(left_out)
     names = ", ".join(conflicting) or f"several of {', '.join(groups)} together"
-    raise InfeasibleError(f"{what}: no answer exists; conflicting constraints: {names}")
+    raise InfeasibleError(
+        f"{what}: no answer exists; conflicting constraints: {names}\n"
+        "fix: change --redundant or the number of devices"
+    )
 
 
 def _run_cbc(

@@ -125,13 +125,16 @@ def from_counts(
             allowed=f"{expected} (MoE layers, experts)",
             fix="leave dense layers out, or pass the --model that the counts are of",
         )
-    batches = sample_routing(
-        counts.loads,
-        top_k=model.top_k,
-        devices=cluster.devices,
-        tokens_per_device=_tokens_per_device(request),
-        seed=request.seed,
-    )
+    try:
+        batches = sample_routing(
+            counts.loads,
+            top_k=model.top_k,
+            devices=cluster.devices,
+            tokens_per_device=_tokens_per_device(request),
+            seed=request.seed,
+        )
+    except InputError as error:
+        raise error.within(file) from error
     return PlanWorkload(
         name=file.name,
         sha256=counts.sha256,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
+
+from moesim.compiled import compiled
 
 __all__ = ["swap_pairs"]
 
@@ -14,7 +15,7 @@ _RELATIVE_GAIN = 1e-12
 """A swap must gain more than rounding does."""
 
 
-@numba.njit(cache=True)
+@compiled
 def swap_pairs(expert: np.ndarray, load: np.ndarray, speeds: np.ndarray, bound: np.ndarray) -> None:
     """Improve every layer in place.
 
@@ -66,7 +67,7 @@ def swap_pairs(expert: np.ndarray, load: np.ndarray, speeds: np.ndarray, bound: 
             total[best_device] = weight[best_device].sum()
 
 
-@numba.njit(cache=True)
+@compiled
 def _distinct(name: np.ndarray, one: int, out: int, other: int, into: int) -> bool:
     """Whether the swap brings no device a second copy of an expert."""
     leaving, coming = name[one, out], name[other, into]

@@ -244,6 +244,14 @@ def _notes(outcome: PlanOutcome) -> tuple[Fact, ...]:
     notes = [Fact("Trace", clean(outcome.trace_name), sentence(clean(outcome.trace_note)))]
     if outcome.model.note:
         notes.append(Fact("Model", clean(outcome.model.name), sentence(clean(outcome.model.note))))
+    notes += [
+        Fact("No plan by", clean(name), sentence(clean(reason)))
+        for name, reason in outcome.skipped.items()
+    ]
+    notes += [
+        Fact("No file for", clean(engine), sentence(clean(reason)))
+        for engine, reason in outcome.left_out.items()
+    ]
     return tuple(notes)
 
 

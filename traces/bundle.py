@@ -49,7 +49,7 @@ class TraceManifest(Document):
     moe_layers: tuple[int, ...]
     experts: int = Field(ge=1, le=65536)
     top_k: int = Field(ge=1)
-    tokens: int = Field(ge=1)
+    tokens: int = Field(ge=1, le=2**40)
     dtype: str
     source: str = ""
     domains: tuple[str, ...] = ()

@@ -24,6 +24,9 @@ from moesim.schema import Document
 
 __all__ = ["Counts", "CountsManifest", "logical_count", "read_counts", "write_counts"]
 
+LARGEST_COUNT = 1e18
+"""Far more tokens than any recording holds, and far less than what planning could overflow on."""
+
 MAX_CELLS = 2**27
 """Largest [L, E] table made from a CSV file; 1 GiB as float64."""
 
@@ -249,15 +252,15 @@ def _sum_of_steps(table: np.ndarray, file: Path) -> np.ndarray:
     loads = np.zeros(steps.shape[1:])
     for number, step in enumerate(steps):
         values = step.astype(np.float64)
-        bad = ~(np.isfinite(values) & (values >= 0))
+        bad = ~((values >= 0) & (values <= LARGEST_COUNT))
         if bad.any():
             layer, expert = (int(i) for i in np.argwhere(bad)[0])
             raise InputError(
-                "a count is negative or not a number",
+                "a count is too large, negative or not a number",
                 file=file,
                 field=f"step {number}, row {layer}, expert {expert}",
                 found=float(values[layer, expert]),
-                allowed="finite numbers ≥ 0",
+                allowed=f"0 … {LARGEST_COUNT:g}",
                 fix="export the counts again",
             )
         loads += values

@@ -6,24 +6,14 @@ from itertools import pairwise
 
 import numpy as np
 
+from moesim.traces.balance import imbalance, mutual_information
+
 __all__ = [
     "adjacent_overlap",
     "domain_distance",
-    "gini",
     "interlayer_mutual_information_bits",
     "load_measures",
 ]
-
-
-def gini(loads: np.ndarray) -> np.ndarray:
-    """Gini coefficient of loads [..., E] over the experts: 0 equal, 1 − 1/E all on one."""
-    ordered = np.sort(np.asarray(loads, dtype=np.float64), axis=-1)
-    experts = ordered.shape[-1]
-    rank = np.arange(1, experts + 1)
-    total = ordered.sum(axis=-1)
-    weighted = (ordered * (2 * rank - experts - 1)).sum(axis=-1)
-    result: np.ndarray = np.where(total > 0, weighted / np.maximum(experts * total, 1e-300), 0.0)
-    return result
 
 
 def domain_distance(loads: np.ndarray) -> float:
@@ -46,12 +36,12 @@ def domain_distance(loads: np.ndarray) -> float:
 
 def load_measures(loads: np.ndarray) -> dict[str, float]:
     """Imbalance of loads [L, D, E] summed over domains: means over the layers."""
-    total = loads.sum(axis=1).astype(np.float64)
-    mean = total.mean(axis=1)
+    total = loads.sum(axis=1)
+    uneven = imbalance(total)
     return {
-        "gini": float(gini(total).mean()),
-        "max_over_mean": float((total.max(axis=1) / mean).mean()),
-        "load_cv": float((total.std(axis=1) / mean).mean()),
+        "gini": float(uneven.gini.mean()),
+        "max_over_mean": float(uneven.max_over_mean.mean()),
+        "load_cv": float((total.std(axis=1) / total.mean(axis=1)).mean()),
         "domain_distance": domain_distance(loads),
     }
 
@@ -114,7 +104,4 @@ def interlayer_mutual_information_bits(
 def _mutual_information_bits(before: np.ndarray, after: np.ndarray, experts: int) -> float:
     pairs = before.astype(np.int64)[:, :, None] * experts + after[:, None, :]
     joint = np.bincount(pairs.ravel(), minlength=experts * experts).reshape(experts, experts)
-    joint = joint / joint.sum()
-    product = joint.sum(axis=1)[:, None] * joint.sum(axis=0)[None, :]
-    seen = joint > 0
-    return float((joint[seen] * np.log2(joint[seen] / product[seen])).sum())
+    return float(mutual_information(joint))

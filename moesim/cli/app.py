@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import moesim
-from moesim.cli import calibrate, hw, model, plan, trace
+from moesim.cli import calibrate, doctor, hw, model, plan, trace, validate
 from moesim.cli.console import run
 
 __all__ = ["app", "main"]
@@ -25,6 +25,8 @@ app.add_typer(trace.app, name="trace")
 app.add_typer(model.app, name="model")
 app.add_typer(hw.app, name="hw")
 app.add_typer(calibrate.app, name="calibrate")
+app.add_typer(validate.app, name="validate")
+app.command("doctor")(doctor.doctor)
 
 
 def _version(value: bool) -> None:

@@ -7,6 +7,7 @@ included.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -18,22 +19,44 @@ import typer
 
 from moesim.errors import InputError, MoesimError
 
-__all__ = ["Console", "JsonOption", "OutOption", "QuietOption", "SeedOption", "run"]
+__all__ = [
+    "Console",
+    "JsonOption",
+    "NoSeedOption",
+    "OutOption",
+    "QuietOption",
+    "ResultOutOption",
+    "SeedOption",
+    "run",
+]
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing on stderr.")]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
+NoSeedOption = Annotated[
+    int, typer.Option("--seed", min=0, help="Taken by every verb; nothing is random in this one.")
+]
 OutOption = Annotated[
     Path | None, typer.Option("--out", help="Folder (or file) that receives what is written.")
+]
+ResultOutOption = Annotated[
+    Path | None, typer.Option("--out", help="File that receives the result as JSON.")
 ]
 
 
 class Console:
-    """Output of one run of a verb."""
+    """Output of one run of a verb.
 
-    def __init__(self, *, as_json: bool, quiet: bool) -> None:
+    Args:
+        as_json: Print the result as one JSON object.
+        quiet: Say nothing on stderr.
+        out: File that receives the result as JSON, for verbs that write no files of their own.
+    """
+
+    def __init__(self, *, as_json: bool, quiet: bool, out: Path | None = None) -> None:
         self.as_json = as_json
         self.quiet = quiet
+        self.out = out
 
     def say(self, text: str) -> None:
         """Talk, on stderr."""
@@ -42,6 +65,10 @@ class Console:
 
     def result(self, data: dict[str, Any], show: Callable[[], object] | str) -> None:
         """The result, on stdout: ``data`` as JSON with ``--json``, else what ``show`` prints."""
+        if self.out is not None:
+            from moesim.safe_io import write_json
+
+            self.say(f"written: {write_json(self.out, data)}")
         if self.as_json:
             print(json.dumps(data, allow_nan=False))  # noqa: T201
         elif isinstance(show, str):
@@ -71,20 +98,29 @@ def run(app: Callable[..., Any], arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     as_json, debug = "--json" in arguments, "--debug" in arguments
     arguments = [word for word in arguments if word != "--debug"]
+    interrupted = {"type": "Interrupted", "message": "interrupted"}
     try:
         code = app(args=arguments, standalone_mode=False)
+        sys.stdout.flush()
     except MoesimError as error:
         return _end(error, error.exit_code, error.to_dict(), as_json, debug)
     except (KeyboardInterrupt, typer.Abort):
-        return _end(None, 130, {"type": "Interrupted", "message": "interrupted"}, as_json, debug)
+        return _end(None, 130, interrupted, as_json, debug)
     except BrokenPipeError:
-        # The reader has gone (``moesim … | head``): there is nobody left to tell.
-        sys.stdout = None
-        return 0
+        return _reader_gone()
+    except SystemExit as error:
+        # Typer and rich end the process when a pipe breaks.
+        if isinstance(error.__context__, BrokenPipeError):
+            return _reader_gone()
+        raise
+    except OSError as error:
+        refused = InputError(f"the system refuses: {error.strerror or error}", file=error.filename)
+        return _end(error, 4, refused.to_dict(), as_json, debug)
     except MemoryError as error:
-        return _end(
-            error, 4, InputError("the input does not fit into memory").to_dict(), as_json, debug
+        too_large = InputError(
+            "the input does not fit into memory", fix="use a smaller one or a larger machine"
         )
+        return _end(error, 4, too_large.to_dict(), as_json, debug)
     except Exception as error:
         # Typer carries its own copy of click, whose usage errors all format themselves.
         if hasattr(error, "format_message"):
@@ -98,7 +134,16 @@ def run(app: Callable[..., Any], arguments: list[str] | None = None) -> int:
             "fix: run again with --debug and report what it prints"
         )
         return _end(error, 1, {"type": "Bug", "message": message}, as_json, debug)
+    if code == 130:  # Typer turns Ctrl-C into this
+        return _end(None, 130, interrupted, as_json, debug)
     return code if isinstance(code, int) else 0
+
+
+def _reader_gone() -> int:
+    """``moesim … | head``: there is nobody left to tell, not even when Python flushes at exit."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    return 0
 
 
 def _end(
@@ -107,8 +152,12 @@ def _end(
     if debug and error is not None:
         traceback.print_exception(error)
     if as_json:
-        data = {"schema": "moesim.error/1", "ok": False, "error": data | {"exit_code": code}}
-        print(json.dumps(data))  # noqa: T201
-    else:
-        print(f"moesim: {data['message']}", file=sys.stderr)  # noqa: T201
+        whole = {"schema": "moesim.error/1", "ok": False, "error": data | {"exit_code": code}}
+        try:
+            print(json.dumps(whole), flush=True)  # noqa: T201
+        except OSError:  # stdout itself is the trouble: a full disk, or nobody who reads
+            _reader_gone()
+        else:
+            return code
+    print(f"moesim: {data['message']}", file=sys.stderr)  # noqa: T201
     return code

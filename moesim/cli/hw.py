@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moesim.cli.console import Console, JsonOption, OutOption, QuietOption
+from moesim.cli.console import (
+    Console,
+    JsonOption,
+    NoSeedOption,
+    OutOption,
+    QuietOption,
+    ResultOutOption,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -26,7 +33,12 @@ LINKS_SHOWN = 4096
 
 
 @app.command("list")
-def list_(as_json: JsonOption = False, quiet: QuietOption = False) -> None:
+def list_(
+    as_json: JsonOption = False,
+    seed: NoSeedOption = 0,
+    out: ResultOutOption = None,
+    quiet: QuietOption = False,
+) -> None:
     """List the bundled devices and clusters."""
     from moesim.cluster import cluster_names, load_cluster
     from moesim.hardware import device_names, load_device
@@ -57,7 +69,7 @@ def list_(as_json: JsonOption = False, quiet: QuietOption = False) -> None:
             table.add_row(*map(str, cells))
         _print(table)
 
-    console = Console(as_json=as_json, quiet=quiet)
+    console = Console(as_json=as_json, quiet=quiet, out=out)
     console.result(data, show)
     console.say("Short names such as 2x8xh100_sxm (nodes × devices) work wherever a cluster does.")
 
@@ -66,8 +78,9 @@ def list_(as_json: JsonOption = False, quiet: QuietOption = False) -> None:
 def show(
     name: Annotated[str, typer.Argument(help="Device, cluster, 2x8xh100_sxm, or a YAML file.")],
     as_json: JsonOption = False,
-    quiet: QuietOption = False,
+    seed: NoSeedOption = 0,
     out: OutOption = None,
+    quiet: QuietOption = False,
 ) -> None:
     """Show a device with the source of every number, or a cluster with its links.
 
@@ -101,8 +114,9 @@ def schema(
         str | None, typer.Argument(help="device or cluster; both if not given.")
     ] = None,
     as_json: JsonOption = False,
-    quiet: QuietOption = False,
+    seed: NoSeedOption = 0,
     out: OutOption = None,
+    quiet: QuietOption = False,
 ) -> None:
     """Print the JSON Schema of device and cluster files, for editors."""
     from moesim.errors import UsageError

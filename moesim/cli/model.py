@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moesim.cli.console import Console, JsonOption
+from moesim.cli.console import (
+    Console,
+    JsonOption,
+    NoSeedOption,
+    QuietOption,
+    ResultOutOption,
+)
 
 if TYPE_CHECKING:
     from moesim.model import ModelSpec
@@ -19,7 +25,12 @@ SHOWN_LAYERS = 6
 
 
 @app.command("list")
-def list_models(as_json: JsonOption = False) -> None:
+def list_models(
+    as_json: JsonOption = False,
+    seed: NoSeedOption = 0,
+    out: ResultOutOption = None,
+    quiet: QuietOption = False,
+) -> None:
     """List the models that ship with moesim."""
     from moesim.model import load_model, model_names
 
@@ -36,7 +47,7 @@ def list_models(as_json: JsonOption = False) -> None:
         for model in models
     ]
     data = {"schema": "moesim.model-list/1", "ok": True, "models": rows}
-    Console(as_json=as_json, quiet=False).result(data, _table(models))
+    Console(as_json=as_json, quiet=quiet, out=out).result(data, _table(models))
 
 
 @app.command()
@@ -49,13 +60,16 @@ def show(
         ),
     ],
     as_json: JsonOption = False,
+    seed: NoSeedOption = 0,
+    out: ResultOutOption = None,
+    quiet: QuietOption = False,
 ) -> None:
     """Show one model: dimensions, experts, parameters, quantisation."""
     from moesim.model import load_model
 
     model = load_model(name_or_file)
     data = {**model.summary(), "ok": True}
-    Console(as_json=as_json, quiet=False).result(data, _text(model))
+    Console(as_json=as_json, quiet=quiet, out=out).result(data, _text(model))
 
 
 def _table(models: list[ModelSpec]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from dataclasses import replace
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moesim.cli.console import Console, JsonOption, OutOption, QuietOption, SeedOption
-from moesim.errors import InputError, UsageError
+from moesim.errors import InputError, PartialResultError, UsageError
 
 if TYPE_CHECKING:
     from moesim.planners.outcome import PlanOutcome
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["plan"]
 
 DEFAULT_OUT = Path("moesim-plan")
-DEFAULT_EXPORTS = "sglang,vllm,vllm-ascend,tensorrt-llm"
+SERVING_ENGINES = ("sglang", "vllm", "vllm-ascend", "tensorrt-llm")
 
 
 class CommOption(StrEnum):
@@ -66,8 +67,12 @@ def plan(
         float, typer.Option(help="Share of the trace kept back to check the plan on.")
     ] = 0.25,
     export: Annotated[
-        str, typer.Option(help="Engines to write files for, separated by commas; or none.")
-    ] = DEFAULT_EXPORTS,
+        str | None,
+        typer.Option(
+            help="Engines to write files for, separated by commas, or none; those that can load "
+            "the plan if left out."
+        ),
+    ] = None,
     warm_start: Annotated[Path | None, typer.Option(help="plan.json that is in use now.")] = None,
     max_moves: Annotated[
         int | None, typer.Option(help="Experts that may move against --warm-start.")
@@ -83,6 +88,9 @@ def plan(
     from moesim.planners.plan import make_plan
 
     console = Console(as_json=as_json, quiet=quiet)
+    out = out or DEFAULT_OUT
+    _check_out(out)
+    engines = None if export is None else _engines(export, planner, redundant)
     request = PlanRequest(
         trace=trace,
         load=load,
@@ -100,75 +108,131 @@ def plan(
         max_moves=max_moves,
         command=shlex.join(["moesim", *sys.argv[1:]]),
     )
-    engines = _engines(export)
     with console.progress("planning") as say:
         outcome = make_plan(request, say)
         say("writing plan and report")
-        outcome = _write(outcome, out or DEFAULT_OUT, engines, force)
-    console.result(_to_json(outcome), lambda: _show(outcome))
+        outcome = _write(outcome, out, engines, force)
+    for name, reason in outcome.skipped.items():
+        console.say(f"no plan by {name}: {reason}")
+    for engine, reason in outcome.left_out.items():
+        console.say(f"no file for {engine}: {reason}")
+    partial = engines is not None and bool(outcome.left_out)
+    console.result(_to_json(outcome) | {"ok": not partial}, lambda: _show(outcome))
+    if partial:
+        raise typer.Exit(PartialResultError.exit_code)
 
 
 def _positive(value: float, option: str) -> float:
     if not 0 < value < float("inf"):
-        raise UsageError(f"{option} must be a positive number of seconds; found {value}")
+        raise UsageError(
+            f"{option} must be a positive number of seconds; found {value}\n"
+            f"fix: pass e.g. {option} 30"
+        )
     return value
 
 
-def _engines(text: str) -> list[str]:
+def _check_out(out: Path) -> None:
+    """Refuse before the planning, not after it, what cannot be written to."""
+    nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise InputError(
+            "a folder is needed", file=out, field="--out", found=f"the file {nearest}",
+            fix="choose another --out",
+        )  # fmt: skip
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise InputError(
+            "cannot be written to", file=out, field="--out", fix="choose another --out"
+        )
+
+
+def _engines(text: str, planner: str, redundant: int) -> list[str]:
+    """The engines asked for, refused where no plan of this kind can be written for them."""
+    from moesim.hardware import near_names
     from moesim.planners.exports import EXPORTERS
+    from moesim.planners.registry import PLANNERS
 
     names = [] if text == "none" else [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
         if name not in EXPORTERS:
             raise UsageError(
-                f"--export names no engine we know: {name!r}; "
-                f"known are {', '.join(EXPORTERS)}, or none"
+                f"--export names no engine we know: {name!r}{near_names(name, list(EXPORTERS))}\n"
+                f"fix: choose from {', '.join(EXPORTERS)}, or none"
             )
+    equal = planner not in PLANNERS or PLANNERS[planner].engine_ready
+    unable = [name for name in names if name != "megatron" and not equal]
+    if unable:
+        raise UsageError(
+            f"--export {','.join(unable)}: {planner} puts unequal numbers of experts on devices, "
+            "which these engines cannot load\nfix: --export megatron, or --planner moetuner"
+        )
+    if "megatron" in names and redundant > 0:
+        raise UsageError(
+            "--export megatron has one rank per expert, and --redundant asks for copies\n"
+            "fix: leave out one of them"
+        )
     return names
 
 
-def _write(outcome: PlanOutcome, out: Path, engines: list[str], force: bool) -> PlanOutcome:
-    from moesim.placement import read_plan, write_plan
-    from moesim.planners.exports import export
+def _write(outcome: PlanOutcome, out: Path, engines: list[str] | None, force: bool) -> PlanOutcome:
+    from moesim.placement import write_plan
     from moesim.reports import write_report
 
     file = out / "plan.json"
-    placement = outcome.placement
     if file.exists() and not force:
-        try:
-            same = read_plan(file)[1].physical_to_logical.tolist() == (
-                placement.physical_to_logical.tolist()
-            )
-        except InputError:
-            same = False
-        if not same:
-            raise UsageError(
-                f"{file} holds another plan; pass --force to replace it, or another --out"
-            )
-    files = {
-        "plan": str(
-            write_plan(
-                file,
-                placement,
-                model=outcome.model.name,
-                cluster=outcome.cluster.name,
-                planner=outcome.chosen,
-                trace_sha256=outcome.trace_sha256,
-            )
-        )
-    }
-    launch = {}
-    for engine in engines:
-        result = export(engine, placement, outcome.model, out)
-        files |= {kind: str(path) for kind, path in result.files.items()}
-        launch[engine] = list(result.launch)
-    outcome = replace(
-        outcome,
-        files=files | {"report": str(out / "report.html"), "markdown": str(out / "report.md")},
-        launch=launch,
+        _refuse_another(file, outcome)
+    write_plan(
+        file,
+        outcome.placement,
+        model=outcome.model.name,
+        cluster=outcome.cluster.name,
+        planner=outcome.chosen,
+        trace_sha256=outcome.trace_sha256,
     )
+    outcome = _export(replace(outcome, files={"plan": str(file)}), out, engines)
+    report = {"report": str(out / "report.html"), "markdown": str(out / "report.md")}
+    outcome = replace(outcome, files=outcome.files | report)
     write_report(outcome, out)
     return outcome
+
+
+def _refuse_another(file: Path, outcome: PlanOutcome) -> None:
+    """Refuse to replace a plan by another one."""
+    from moesim.placement import read_plan
+
+    try:
+        held = read_plan(file)[1].physical_to_logical.tolist()
+    except InputError:
+        held = None
+    if held != outcome.placement.physical_to_logical.tolist():
+        raise UsageError(
+            f"{file} holds another plan\nfix: pass --force to replace it, or another --out"
+        )
+
+
+def _export(outcome: PlanOutcome, out: Path, engines: list[str] | None) -> PlanOutcome:
+    """Write a file for every engine that can load the plan, and note why others cannot.
+
+    Without a choice of engines these are the serving engines; where none of them can load the
+    plan, megatron.
+    """
+    from moesim.planners.exports import export
+
+    files, launch, left_out = dict(outcome.files), {}, {}
+
+    def write(engine: str) -> None:
+        try:
+            result = export(engine, outcome.placement, outcome.model, out)
+        except UsageError as error:
+            left_out[engine] = str(error).replace("\nfix: ", "; ")
+            return
+        files.update({kind: str(path) for kind, path in result.files.items()})
+        launch[engine] = list(result.launch)
+
+    for engine in SERVING_ENGINES if engines is None else engines:
+        write(engine)
+    if engines is None and not launch:
+        write("megatron")
+    return replace(outcome, files=files, launch=launch, left_out=left_out)
 
 
 def _to_json(outcome: PlanOutcome) -> dict[str, Any]:
@@ -212,6 +276,8 @@ def _to_json(outcome: PlanOutcome) -> dict[str, Any]:
         "inputs": outcome.inputs,
         "files": outcome.files,
         "launch": outcome.launch,
+        "left_out": outcome.left_out,
+        "skipped": outcome.skipped,
         "version": outcome.version,
     }
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from rich import box
 from rich.table import Table
-from rich.text import Text
 
+from moesim.cli.words import Words
 from moesim.reports.arithmetic import before_after, layer_time_s
 from moesim.reports.plan_report import PlannerRow, build_report
-from moesim.reports.text import NOTHING, clean, duration, excess, keep_units, percent, ratio
+from moesim.reports.text import NOTHING, clean, duration, excess, percent, ratio
 from moesim.units import format_seconds
 
 if TYPE_CHECKING:
@@ -29,7 +28,6 @@ _WIDE = 110
 _LONGEST_NAME = 20
 _BEFORE, _AFTER, _QUIET = "bright_black", "cyan", "dim"
 _CHOSEN = "bold cyan"
-_PLAIN = str.maketrans("×µ→–÷━…•▸", "xu>-/#~*>")
 
 
 def terminal_summary(outcome: PlanOutcome, console: Console, *, layers: int = 4) -> None:
@@ -44,7 +42,7 @@ def terminal_summary(outcome: PlanOutcome, console: Console, *, layers: int = 4)
         layers: How many of the slowest layers to draw.
     """
     report = build_report(outcome)
-    words = _Words(console)
+    words = Words(console)
     console.print(words.paragraph(report.headline, "bold"))
     for sentence in report.lead:
         console.print(words.paragraph(sentence))
@@ -62,26 +60,7 @@ def terminal_summary(outcome: PlanOutcome, console: Console, *, layers: int = 4)
             console.print(words(f"{kind:<{width}}  {path}"), soft_wrap=True)
 
 
-class _Words:
-    """Text as a console can show it: no markup, and ASCII where there is no Unicode."""
-
-    def __init__(self, console: Console) -> None:
-        self.width = console.width
-        self.encoding = console.encoding
-        self.plain = not console.encoding.lower().startswith("utf")
-
-    def __call__(self, text: str, style: str = "") -> Text:
-        if self.plain:
-            text = text.translate(_PLAIN).encode(self.encoding, "replace").decode(self.encoding)
-        return Text(text, style)
-
-    def paragraph(self, text: str, style: str = "") -> Text:
-        """Wrapped here, since rich would part numbers from their units."""
-        lines = textwrap.wrap(keep_units(text), self.width)
-        return self("\n".join(lines).replace("\u00a0", " "), style)
-
-
-def _planners(rows: Sequence[PlannerRow], words: _Words, width: int) -> Table:
+def _planners(rows: Sequence[PlannerRow], words: Words, width: int) -> Table:
     wide = width >= _WIDE
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2 if wide else 1, 0, 0))
     columns = ["planner", "step\ntime", "speedup", "holdout\nspeedup", "balance"]
@@ -117,7 +96,7 @@ def _planners(rows: Sequence[PlannerRow], words: _Words, width: int) -> Table:
     return table
 
 
-def _slowest_layers(outcome: PlanOutcome, words: _Words, width: int, most: int) -> Table:
+def _slowest_layers(outcome: PlanOutcome, words: Words, width: int, most: int) -> Table:
     """Two bars per layer on one scale: before and after."""
     pair = before_after(outcome)
     times_s = [layer_time_s(score.cost) for score in pair]

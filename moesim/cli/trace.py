@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moesim.cli import trace_record, trace_stats, trace_synth
-from moesim.cli.console import Console, JsonOption, QuietOption
+from moesim.cli.console import Console, JsonOption, NoSeedOption, QuietOption, ResultOutOption
 from moesim.errors import UsageError
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ def import_(
         bool, typer.Option("--keep-warm-up", help="Keep the dummy passes at the start (jsonl).")
     ] = False,
     as_json: JsonOption = False,
+    seed: NoSeedOption = 0,
     quiet: QuietOption = False,
 ) -> None:
     """Turn a recording of an engine into a trace bundle, or into counts if it holds no more."""
@@ -74,12 +75,14 @@ def import_(
 def validate(
     folder: Annotated[Path, typer.Argument(help="Folder of the trace.")],
     as_json: JsonOption = False,
+    seed: NoSeedOption = 0,
+    out: ResultOutOption = None,
     quiet: QuietOption = False,
 ) -> None:
     """Check every file of a trace and list all that is wrong; exit code 4 if anything is."""
     from moesim.traces.validate import validate_trace
 
-    console = Console(as_json=as_json, quiet=quiet)
+    console = Console(as_json=as_json, quiet=quiet, out=out)
     with console.progress(f"checking {folder}"):
         report = validate_trace(folder)
     for reason in report.skipped:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from moesim.cli.console import Console, JsonOption, OutOption, QuietOption
+from moesim.cli.console import Console, JsonOption, NoSeedOption, OutOption, QuietOption
 from moesim.errors import UsageError
 
 __all__ = ["record"]
@@ -34,6 +34,7 @@ def record(
         bool, typer.Option("--allow-download", help="Fetch the model from the Hugging Face hub.")
     ] = False,
     as_json: JsonOption = False,
+    seed: NoSeedOption = 0,
     quiet: QuietOption = False,
 ) -> None:
     """Run a model over text files and record which experts it chooses."""
@@ -41,7 +42,7 @@ def record(
     from moesim.traces.record_text import RecordOptions, load_model_and_tokenizer, record_texts
 
     if out is None:
-        raise UsageError("where to write is missing; pass --out DIR")
+        raise UsageError("where to write is missing\nfix: pass --out DIR")
     new_bundle_folder(out)  # refuse before the model is loaded, not after
     console = Console(as_json=as_json, quiet=quiet)
     with console.progress("loading the model") as step:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moesim.cli.console import Console, JsonOption, OutOption, QuietOption
+from moesim.cli.console import Console, JsonOption, NoSeedOption, OutOption, QuietOption
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,6 +26,7 @@ def stats(
     ] = 4096,
     threads: Annotated[int, typer.Option(min=1, help="Layers counted at once.")] = 1,
     as_json: JsonOption = False,
+    seed: NoSeedOption = 0,
     out: OutOption = None,
     quiet: QuietOption = False,
 ) -> None:

@@ -82,9 +82,9 @@ def synth(
     console = Console(as_json=as_json, quiet=quiet)
     spec, sources = _spec(preset, {key: value for key, value in given.items() if value is not None})
     if out is None:
-        raise UsageError("where to write is missing; pass --out DIR")
+        raise UsageError("where to write is missing\nfix: pass --out DIR")
     if counts_only and gates:
-        raise UsageError("--counts-only writes counts alone; leave out --gates")
+        raise UsageError("--counts-only writes counts alone\nfix: leave out --gates")
     data = _generate(spec, out, seed, gates, counts_only, console)
     data["sources"] = sources
     measured = ", ".join(f"{key} {value:.3g}" for key, value in data["measured"].items())
@@ -108,7 +108,7 @@ def _spec(preset: str | None, given: dict[str, Any]) -> tuple[GeneratorSpec, dic
         missing = [key for key in ("layers", "experts", "top_k") if key not in given]
         if missing:
             options = ", ".join("--" + key.replace("_", "-") for key in missing)
-            raise UsageError(f"the shape of the trace is missing; pass --preset or {options}")
+            raise UsageError(f"the shape of the trace is missing\nfix: pass --preset or {options}")
     else:
         chosen = find_preset(preset)
         base, sources = chosen.spec.to_dict(), dict(chosen.sources)

@@ -74,11 +74,22 @@ def parse_hf_config(
             raise InputError(
                 cause.problem,
                 file=file,
-                field=cause.field or where,
+                field=_stated_name(fields, cause.field or where),
                 found=cause.found,
                 allowed=cause.allowed,
             ) from error
         raise InputError(str(first["msg"]), file=file, field=where) from error
+
+
+def _stated_name(fields: Fields, attribute: str) -> str:
+    """What the configuration calls an attribute of :class:`ModelSpec`."""
+    names = {
+        "experts": EXPERTS,
+        "top_k": TOP_K,
+        "routing_groups": GROUPS,
+        "groups_per_token": GROUPS_PER_TOKEN,
+    }.get(attribute, ())
+    return next((name for name in names if fields.has(name)), attribute)
 
 
 def _language_model(outer: Fields) -> Fields:

@@ -20,6 +20,7 @@ DERIVED = frozenset(
         "ok",
         "total_parameters",
         "active_parameters",
+        "active_parameters_without_input_embedding",
         "mtp_parameters",
         "parameters",
         "expert_parameters",

@@ -232,11 +232,4 @@ def placement_of(
     try:
         return Placement(table, devices, model.experts, tuple(model.moe_layers))
     except InputError as error:
-        raise InputError(
-            error.problem,
-            file=file,
-            field=error.field,
-            found=error.found,
-            allowed=error.allowed,
-            fix=error.fix,
-        ) from error
+        raise error.within(file) from error

@@ -55,11 +55,11 @@ def test_errors(capsys, tmp_path):
     path = tmp_path / "config.json"
     path.write_text(json.dumps(MIXTRAL | {"num_experts_per_tok": 9}))
     assert run(app, ["model", "show", str(path)]) == 4
-    assert "top_k" in capsys.readouterr().err
+    assert "num_experts_per_tok" in capsys.readouterr().err
     assert run(app, ["model", "show", str(path), "--json"]) == 4
     error = json.loads(capsys.readouterr().out)
     assert error["ok"] is False
-    assert error["error"]["field"] == "top_k"
+    assert error["error"]["field"] == "num_experts_per_tok"
 
 
 def test_help_and_model_load_nothing_heavy():

@@ -97,6 +97,29 @@ def test_replication_minimises_the_hottest_copy():
         assert np.array_equal(np.bincount(slot_expert[0]), count[0])
 
 
+def test_spare_slots_for_the_coldest():
+    slot_expert, count = replicate(np.array([[9.0, 1.0, 0.5, 2.0]]), 7, to_coldest=2)
+    assert slot_expert.tolist() == [[0, 1, 2, 3, 0, 2, 1]]
+    assert count.tolist() == [[2, 2, 2, 1]]
+
+
+def test_spare_slots_are_used_better_than_by_eplb():
+    """Very skewed loads: EPLB splits so many experts that their copies do not pack."""
+    rng = np.random.default_rng(4)
+    popularity = np.arange(1.0, 257) ** -1.2
+    loads = np.stack([rng.permutation(popularity) for _ in range(10)])
+    loads *= rng.gamma(10, 0.1, loads.shape)
+    for slots, devices in ((288, 32), (320, 64)):
+        problem = make_problem(loads, devices, slots)
+        bound = finish_load_bound(problem)
+        ours, eplb = (
+            np.array(largest_finish_load(run_planner(name, problem).physical_to_logical, problem))
+            for name in ("lpt-swap", "eplb-global")
+        )
+        assert (ours <= bound * 1.002).all()
+        assert eplb.mean() > bound.mean() * 1.015
+
+
 def test_replication_spreads_at_most_one_copy_per_device():
     loads = np.array([[100.0, 1.0, 1.0]])
     _, count = replicate(loads, 7, largest_count=3)

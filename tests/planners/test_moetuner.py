@@ -221,7 +221,7 @@ def cluster_flow(problem, table):
 def test_planners_on_random_problems(solver):
     """run_planner verifies the tables; objectives are those of the tables."""
     rng = np.random.default_rng(6)
-    for index in range(70 if solver == "highs" else 12):
+    for index in range(50 if solver == "highs" else 12):
         problem = random_problem(rng, experts_max=8, redundancy=index % 2 == 0, speeds=False)
         devices, experts = problem.devices, problem.experts
         if problem.layers > 1 and index % 4:

@@ -16,29 +16,33 @@ from moesim.planners.registry import PLANNERS, run_planner
 from moesim.planners.verify import largest_finish_load, verify_placement
 from tests.planners.problems import make_problem, random_problem
 
+ROOT = Path(__file__).parents[2]
 HEURISTICS = [name for name, entry in PLANNERS.items() if not entry.exact]
 
 
 def test_five_thousand_problems():
     rng = np.random.default_rng(0)
-    no_worse = strictly_better = 0
-    for _ in range(5000):
+    layers = strictly_better = 0
+    for index in range(5000):
         problem = random_problem(rng, experts_max=14, layers_max=2)
         bound = finish_load_bound(problem)
         largest = {}
-        for name in ("contiguous", "round-robin", "random", "lpt", "lpt-swap", "eplb"):
+        for name in ("contiguous", "round-robin", "random", "lpt", "eplb", "lpt-swap"):
+            if name == "lpt-swap" and index % 4:  # takes twice as long as the others together
+                continue
             # run_planner verifies: ids, slots per device, every expert somewhere, distinct copies.
-            answer = run_planner(name, problem)
-            assert answer.physical_to_logical.dtype == np.int32
-            largest[name] = np.array(largest_finish_load(answer.physical_to_logical, problem))
+            table = run_planner(name, problem).physical_to_logical
+            assert table.dtype == np.int32
+            largest[name] = np.array(largest_finish_load(table, problem))
             assert (largest[name] >= bound * (1 - 1e-9)).all(), (name, problem)
-        numpy_load = device_finish_load(answer.physical_to_logical, problem).max(1)
-        np.testing.assert_allclose(numpy_load, largest["eplb"], rtol=1e-12)
-        assert (largest["lpt-swap"] <= largest["eplb"] * (1 + 1e-9)).all(), problem
-        assert (largest["lpt-swap"] <= largest["lpt"] * (1 + 1e-9)).all(), problem
-        no_worse += problem.layers
-        strictly_better += int((largest["lpt-swap"] < largest["eplb"] * (1 - 1e-6)).sum())
-    assert strictly_better > no_worse / 20
+        if "lpt-swap" in largest:
+            numpy_load = device_finish_load(table, problem).max(1)
+            np.testing.assert_allclose(numpy_load, largest["lpt-swap"], rtol=1e-12)
+            assert (largest["lpt-swap"] <= largest["eplb"] * (1 + 1e-9)).all(), problem
+            assert (largest["lpt-swap"] <= largest["lpt"] * (1 + 1e-9)).all(), problem
+            strictly_better += int((largest["lpt-swap"] < largest["eplb"] * (1 - 1e-6)).sum())
+            layers += problem.layers
+    assert strictly_better > layers / 20
 
 
 def test_engine_shapes():
@@ -118,6 +122,7 @@ def test_same_bytes_in_every_process():
             text=True,
             check=True,
             env={"PYTHONHASHSEED": hash_seed, "PYTHONPATH": ":".join(sys.path)},
+            cwd=ROOT,
         )
         outputs.add(done.stdout)
     assert len(outputs) == 1
@@ -169,7 +174,7 @@ def test_relabelling_among_ties(name, redundant):
 
 
 def test_unknown_names_and_bad_problems():
-    with pytest.raises(UsageError, match="unknown planner 'lptt'; choose one of contiguous, "):
+    with pytest.raises(UsageError, match="unknown planner 'lptt'; near: lpt"):
         run_planner("lptt", make_problem([[1.0]], 1))
     good = {"loads": [[1.0, 2.0]], "devices": 2, "slots": 2}
     for change, field in (

@@ -67,6 +67,8 @@ class PlanOutcome:
     inputs: dict[str, str]
     files: dict[str, str]
     launch: dict[str, list[str]]
+    left_out: dict[str, str]
+    skipped: dict[str, str]
 
 
 def _cluster(devices: int, nodes: int) -> SimpleNamespace:
@@ -242,6 +244,8 @@ def make_outcome(
             "sglang": ["--init-expert-location", "moesim-plan/sglang.json", "--enable-eplb"],
             "vllm": ["--enable-expert-parallel", "--expert-placement", "moesim-plan/vllm.json"],
         },
+        "left_out": {},
+        "skipped": {},
     }
     return PlanOutcome(**(values | changes))
 

@@ -21,7 +21,6 @@ from moesim.traces.generate import generate, generate_counts, keep_probability
 from moesim.traces.synthetic_measures import (
     adjacent_overlap,
     domain_distance,
-    gini,
     interlayer_mutual_information_bits,
 )
 from moesim.traces.synthetic_sampler import alias_tables, sample_experts, stream_key
@@ -513,13 +512,6 @@ def test_presets_name_the_source_of_every_statistic():
         assert preset.spec.tokens == 65_536
     with pytest.raises(UsageError, match="mixtral-8x7b"):
         find_preset("gpt-7")
-
-
-def test_gini_by_pairs():
-    loads = np.random.default_rng(0).integers(0, 50, (4, 9))
-    pairs = np.abs(loads[:, :, None] - loads[:, None, :]).sum(axis=(1, 2))
-    assert gini(loads) == pytest.approx(pairs / (2 * 9 * loads.sum(axis=1)))
-    assert gini(np.zeros(5)) == 0
 
 
 def test_measures_of_known_traces():

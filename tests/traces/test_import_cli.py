@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 
-import import_samples as samples
 import numpy as np
 import pytest
 
@@ -13,6 +12,7 @@ from moesim.cli.console import run
 from moesim.cli.trace import parse_layers
 from moesim.errors import UsageError
 from moesim.traces.bundle import sample_path
+from tests.traces import import_samples as samples
 
 ROUTING = samples.known_routing()
 

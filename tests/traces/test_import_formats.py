@@ -4,7 +4,6 @@ import json
 import re
 from pathlib import Path
 
-import import_samples as samples
 import numpy as np
 import pytest
 
@@ -15,6 +14,7 @@ from moesim.traces.importers import IMPORTERS, import_trace
 from moesim.traces.importers.contents import PHASES, ImportOptions
 from moesim.traces.importers.sglang_recorder import routing_of_dumps
 from moesim.traces.validate import validate_trace
+from tests.traces import import_samples as samples
 
 ROUTING = samples.known_routing()
 GATES = samples.known_gates(ROUTING)

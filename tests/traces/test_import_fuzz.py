@@ -7,7 +7,6 @@ import shutil
 import tempfile
 from pathlib import Path
 
-import import_samples as samples
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -19,6 +18,7 @@ from moesim.traces.importers import import_trace
 from moesim.traces.importers.contents import ImportOptions
 from moesim.traces.importers.sglang_recorder import routing_of_dumps
 from moesim.traces.validate import validate_trace
+from tests.traces import import_samples as samples
 
 ROUTING = samples.known_routing()
 GATES = samples.known_gates(ROUTING)

@@ -8,7 +8,6 @@ import sys
 import time
 import zipfile
 
-import import_samples as samples
 import numpy as np
 import pytest
 
@@ -18,6 +17,7 @@ from moesim.traces.bundle import open_trace
 from moesim.traces.importers import import_trace
 from moesim.traces.importers.contents import ImportOptions
 from moesim.traces.torch_file import open_torch_files
+from tests.traces import import_samples as samples
 
 MARKER = "executed"
 

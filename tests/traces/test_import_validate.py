@@ -3,7 +3,6 @@
 import json
 import shutil
 
-import import_samples as samples
 import numpy as np
 import pytest
 
@@ -12,6 +11,7 @@ from moesim.safe_io import sha256_file
 from moesim.traces.bundle import sample_path, write_trace
 from moesim.traces.importers.contents import Requests
 from moesim.traces.validate import validate_trace
+from tests.traces import import_samples as samples
 
 
 @pytest.fixture

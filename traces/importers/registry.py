@@ -136,11 +136,14 @@ def _check_options(format: str, options: ImportOptions) -> None:
     if options.keep_warm_up and format != "jsonl":
         raise UsageError(f"--keep-warm-up has no meaning for {format}\nfix: leave it out")
     if not 1 <= options.experts <= 65536:
-        raise UsageError(f"--experts is {options.experts}; allowed: 1 … 65536")
+        raise UsageError(
+            f"--experts is {options.experts}; allowed: 1 … 65536\n"
+            "fix: pass the routed experts per layer of the model"
+        )
     if options.top_k is not None and not 1 <= options.top_k <= min(options.experts, 255):
         raise UsageError(
             f"--top-k is {options.top_k} with {options.experts} experts; "
-            f"allowed: 1 … {min(options.experts, 255)}"
+            f"allowed: 1 … {min(options.experts, 255)}\nfix: pass the model's experts per token"
         )
 
 

@@ -1,0 +1,141 @@
+"""``moesim validate``: this product against what others published or measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from moesim.cli.console import Console, JsonOption, OutOption, QuietOption, SeedOption
+from moesim.errors import ToleranceError, UsageError
+
+if TYPE_CHECKING:
+    from moesim.reports.papers import PaperResult, PlannerGain
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="validate",
+    help="Predictions against published and measured figures.",
+    no_args_is_help=True,
+)
+
+
+@app.callback()
+def _group() -> None:
+    """Predictions against published and measured figures."""
+
+
+@app.command()
+def papers(
+    only: Annotated[
+        str | None, typer.Option(help="Ids of scenarios, separated by commas; all if left out.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="A scenario file of your own instead of the bundled ones.")
+    ] = None,
+    seed: SeedOption = 0,
+    out: OutOption = None,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Predict the figures of papers in their own set-ups, and compare.
+
+    Exit code 6 if a prediction is outside its tolerance.
+    """
+    import moesim
+    from moesim.reports.papers import run_scenario
+    from moesim.reports.validation import summarise
+    from moesim.safe_io import write_json
+
+    console = Console(as_json=as_json, quiet=quiet)
+    paths = _scenario_files(only, data)
+    with console.progress("validating") as say:
+        results = [run_scenario(path, seed=seed, say=say) for path in paths]
+    rows = [row for result in results for row in result.rows]
+    outside = [row.id for row in rows if row.ok is False]
+    found: dict[str, Any] = {
+        "schema": "moesim.validate/1",
+        "ok": not outside,
+        "validation": "papers",
+        "rows": [row.to_dict() for row in rows],
+        "summary": summarise(rows),
+        "scenarios": [_scenario_json(result) for result in results],
+        "seed": seed,
+        "files": {},
+        "version": moesim.__version__,
+    }
+    if out is not None:
+        found["files"]["result"] = str(out / "validate-papers.json")
+        write_json(out / "validate-papers.json", found)
+    console.result(found, lambda: _show(results, found))
+    if outside:
+        covered = found["summary"]["covered"]
+        console.say(f"moesim: outside the tolerance: {len(outside)} of {covered} predicted figures")
+        raise typer.Exit(ToleranceError.exit_code)
+
+
+def _scenario_files(only: str | None, data: Path | None) -> list[Path]:
+    from moesim.reports.scenario import scenario_ids, scenario_path
+
+    if data is not None:
+        if only is not None:
+            raise UsageError("give --only or --data, not both")
+        return [data]
+    if only is None:
+        return [scenario_path(name) for name in scenario_ids()]
+    names = [name.strip() for name in only.split(",") if name.strip()]
+    if not names:
+        raise UsageError(f"--only names no scenario; known are {', '.join(scenario_ids())}")
+    return [scenario_path(name) for name in dict.fromkeys(names)]
+
+
+def _scenario_json(result: PaperResult) -> dict[str, Any]:
+    scenario = result.scenario
+    return {
+        "id": scenario.id,
+        "title": scenario.title,
+        "source": scenario.source.to_dict(),
+        "planner": scenario.planner,
+        "baseline": scenario.baseline,
+        "comm": scenario.comm,
+        "phase": scenario.phase,
+        "tokens_per_device": scenario.tokens_per_device,
+        "workload": scenario.workload.to_dict(),
+        "tolerance_reason": scenario.tolerance_reason,
+        "assumptions": {item.id: item.text for item in scenario.assumptions},
+        "planners": {
+            setup: {name: _gain_json(gain) for name, gain in planners.items()}
+            for setup, planners in result.planners.items()
+        },
+        "sensitivity": [
+            {
+                "skew": point.skew,
+                "affinity": point.affinity,
+                "preset": point.preset,
+                "baseline_balance": point.baseline_balance,
+                "outcome": point.outcome,
+                "reduction": {metric.value: value for metric, value in point.gains.items()},
+            }
+            for point in result.sensitivity
+        ],
+    }
+
+
+def _gain_json(gain: PlannerGain) -> dict[str, Any]:
+    return {
+        "reduction": {metric.value: values.tolist() for metric, values in gain.gains.items()},
+        "balance": gain.balance.tolist(),
+        "remote_fraction": gain.remote_fraction.tolist(),
+        "outcome": list(gain.outcomes),
+        "evidence": gain.evidence.value,
+    }
+
+
+def _show(results: list[PaperResult], found: dict[str, Any]) -> None:
+    from rich.console import Console as RichConsole
+
+    from moesim.cli.validate_terminal import show_papers
+
+    show_papers(results, found["summary"], found["files"], RichConsole())
