@@ -99,10 +99,10 @@ def _factorise(values: np.ndarray) -> tuple[np.ndarray, int]:
     """Rank of every value among the distinct ones, ``[rows] int64``, and how many those are."""
     if not len(values):
         return np.zeros(0, np.int64), 0
-    low = values.min()
-    if np.issubdtype(values.dtype, np.integer) and values.max() - low < max(2**16, 4 * len(values)):
+    longest = max(2**16, 4 * len(values))
+    if np.issubdtype(values.dtype, np.integer) and int(values.max()) - int(values.min()) < longest:
         # Counting beats sorting where the range is no longer than the column.
-        places = values - low
+        places = values - values.min()
         present = np.zeros(int(places.max()) + 1, bool)
         present[places] = True
         ranks = np.cumsum(present) - 1

@@ -192,13 +192,16 @@ def _settle(loads: np.ndarray, copies: int, tokens: int) -> np.ndarray:
 
 def _round_robin(amount: int, free: np.ndarray) -> np.ndarray:
     """What each rank gets of an amount handed out one by one, none more than it has room for."""
-    shares = np.zeros(len(free), np.int64)
-    while amount > 0:
-        able = np.flatnonzero(shares < free)
-        each, extra = divmod(amount, len(able))
-        given = np.minimum(each + (np.arange(len(able)) < extra), (free - shares)[able])
-        shares[able] += given
-        amount -= int(given.sum())
+    low, high = 0, int(free.max())  # whole rounds: all that fit into the amount
+    while low < high:
+        rounds = (low + high + 1) // 2
+        if int(np.minimum(free, rounds).sum()) <= amount:
+            low = rounds
+        else:
+            high = rounds - 1
+    shares = np.minimum(free, low)
+    rest = amount - int(shares.sum())
+    shares[np.flatnonzero(free > low)[:rest]] += 1
     return shares
 
 

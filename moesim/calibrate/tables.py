@@ -306,7 +306,7 @@ def read_parquet(
         elif column.null_count and arrow.types.is_integer(column.type):
             raise InputError("empty cells in a column of counts", file=path, field=name)
         else:
-            result[name] = (column.to_numpy(zero_copy_only=False), None)
+            result[name] = (_numbers(column), None)
     return result
 
 
@@ -322,7 +322,12 @@ def _codes(column: Any) -> tuple[np.ndarray, tuple[str, ...]]:
     if column.null_count:
         labels.append("")
         codes = codes.fill_null(len(labels) - 1)
-    return codes.to_numpy(zero_copy_only=False).astype(np.int32), tuple(labels)
+    return _numbers(codes).astype(np.int32), tuple(labels)
+
+
+def _numbers(column: Any) -> np.ndarray:
+    """A column of numbers without a copy; pyarrow's own ``to_numpy`` would import pandas."""
+    return np.from_dlpack(column.fill_null(float("nan")) if column.null_count else column)
 
 
 def _parquet(path: Path, **options: Any) -> Any:
