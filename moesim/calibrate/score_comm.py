@@ -1,0 +1,147 @@
+"""Held-out errors of the communication operators: whole sizes, ranks, nodes and shapes left out.
+
+``python -m moesim.calibrate.score_comm [operator …]`` prints them.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from moesim.calibrate.fit_comm import COMM_OPERATORS, CommOperator, CommTable
+from moesim.calibrate.metrics import score
+
+__all__ = ["SPLITS", "folds", "score_operator"]
+
+INTERLEAVED = 4
+"""Folds of sizes: each leaves every fourth size out, so that the neighbours of a size stay."""
+END_SIZES = 3
+"""Sizes left out at each end of every series, to extrapolate to."""
+COVERAGE = 0.8
+MIN_RESIDUALS = 10
+
+SPLITS = ("sizes", "small-end", "large-end", "ranks", "nodes", "shapes")
+
+
+def folds(
+    operator: CommOperator, table: CommTable, split: str
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Masks of the rows to fit on and to test, fold after fold.
+
+    ``sizes`` tests interpolation: every fourth size is left out everywhere, the smallest and
+    largest of a group never count. ``small-end`` and ``large-end`` leave a group's three smallest
+    or largest sizes out. ``ranks``, ``nodes`` and ``shapes`` leave one value out at a time.
+    """
+    frame = table.frame
+    sizes = operator.series_key(table)
+    groups = frame.groups(operator.group)
+    if split == "sizes":
+        inner = np.ones(len(frame), bool)
+        for group in range(int(groups.max()) + 1):
+            members = groups == group
+            ends = (sizes[members].min(), sizes[members].max())
+            inner[members] = ~np.isin(sizes[members], ends)
+        for fold in range(INTERLEAVED):
+            out = sizes % INTERLEAVED == fold
+            yield ~out, out & inner
+    elif split in ("small-end", "large-end"):
+        out = np.zeros(len(frame), bool)
+        for group in range(int(groups.max()) + 1):
+            members = groups == group
+            known = np.unique(sizes[members])
+            if len(known) < 3 * END_SIZES:
+                continue
+            ends = known[:END_SIZES] if split == "small-end" else known[-END_SIZES:]
+            out |= members & np.isin(sizes, ends)
+        yield ~out, out
+    else:
+        names = {"ranks": ("devices", "moe_ep"), "nodes": ("nodes",)}.get(split)
+        names = names and tuple(name for name in names if name in frame.columns)
+        if split == "shapes":
+            names = tuple(n for n in ("hidden", "top_k", "experts") if n in frame.columns)
+        if not names:
+            return
+        codes = frame.groups(names)
+        for code in range(int(codes.max()) + 1):
+            out = codes == code
+            if out.any() and not out.all():
+                yield ~out, out
+
+
+def score_operator(operator: CommOperator, table: CommTable, split: str) -> dict[str, Any] | None:
+    """Errors and interval coverage of one split, overall and by regime, system and kernel.
+
+    The 80 % interval of a row comes from the held-out residuals of the other folds in its regime
+    (of the other half of the groups where a split has a single fold).
+    """
+    frame = table.frame
+    predicted = np.full(len(frame), np.nan)
+    fold_of = np.full(len(frame), -1)
+    for number, (fit, test) in enumerate(folds(operator, table, split)):
+        seconds = operator.predict(table, operator.fit(table, fit))
+        predicted[test], fold_of[test] = seconds[test], number
+    tested = fold_of >= 0
+    if not tested.any():
+        return None
+    if len(np.unique(fold_of[tested])) == 1:
+        fold_of = np.where(tested, frame.groups(operator.group) % 2, -1)
+    measured = frame["latency_s"]
+    lo, hi = _intervals(predicted, measured, fold_of, operator.regimes(table))
+    cuts = {"all": tested}
+    cuts |= {word: tested & mask for word, mask in operator.regimes(table).items()}
+    for name in ("system", "kernel", "collective", "phase", "stage", "backend"):
+        if name in frame.columns:
+            for code, label in enumerate(frame.labels[name]):
+                cuts[f"{name}={label}"] = tested & (frame[name] == code)
+    for name in ("devices", "nodes", "moe_ep"):
+        if name in frame.columns:
+            for value in np.unique(frame[name]):
+                cuts[f"{name}={value}"] = tested & (frame[name] == value)
+    result = {}
+    for word, mask in cuts.items():
+        if mask.any():
+            known = mask & np.isfinite(lo)
+            found = score(predicted[mask], measured[mask]).to_dict()
+            if known.any():
+                inside = (lo <= measured) & (measured <= hi)
+                found["interval_coverage"] = float(inside[known].mean())
+            result[word] = found
+    return result
+
+
+def _intervals(
+    predicted: np.ndarray, measured: np.ndarray, fold_of: np.ndarray, regimes: dict[str, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ends of the intervals, NaN where the other folds hold too few residuals."""
+    error = np.log(measured / predicted)
+    lo, hi = np.full(len(error), np.nan), np.full(len(error), np.nan)
+    tails = ((1 - COVERAGE) / 2, (1 + COVERAGE) / 2)
+    for mask in regimes.values():
+        for fold in np.unique(fold_of[fold_of >= 0]):
+            others = mask & (fold_of >= 0) & (fold_of != fold) & np.isfinite(error)
+            here = mask & (fold_of == fold)
+            if others.sum() >= MIN_RESIDUALS:
+                low, high = np.quantile(error[others], tails)
+                lo[here], hi[here] = predicted[here] * np.exp(low), predicted[here] * np.exp(high)
+    return lo, hi
+
+
+def _main(names: list[str]) -> None:
+    for name in names or list(COMM_OPERATORS):
+        operator = COMM_OPERATORS[name]
+        table = operator.load(versions="all" if name.startswith("deepep") else "newest")
+        for split in SPLITS:
+            result = score_operator(operator, table, split)
+            if result is None:
+                continue
+            for word, found in result.items():
+                shown = {k: round(v, 4) if isinstance(v, float) else v for k, v in found.items()}
+                print(json.dumps({"operator": name, "split": split, "of": word} | shown))  # noqa: T201
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1:])
