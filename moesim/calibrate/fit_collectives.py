@@ -13,6 +13,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from moesim.extras import require
 from moesim.operators.collectives import (
     Collective,
     CollectiveCoefficients,
@@ -80,7 +81,7 @@ def fit_collective(
     return CollectiveCoefficients(
         collective=collective,
         ranks=tuple(int(count) for count in known),
-        switch_exponent=best[1],  # type: ignore[arg-type]
+        switch_exponent=best[1],
         protocols=protocols,
         on_bounds=tuple(_zeros(protocols, known)),
     )
@@ -147,8 +148,7 @@ def _switches(
 
 def _fit_run(points: _Points, rows: np.ndarray) -> tuple[float, np.ndarray] | None:
     """Loss and coefficients of one protocol over some rows; ``None`` if those are too few."""
-    from scipy.optimize import nnls
-
+    optimize = require("scipy.optimize", "measured", "fitting coefficients")
     columns = points.columns[rows] / points.scale
     measured = points.measured_s[rows]
     used = (columns > 0).any(axis=0)
@@ -157,7 +157,7 @@ def _fit_run(points: _Points, rows: np.ndarray) -> tuple[float, np.ndarray] | No
     relative = columns / measured[:, None]
     weight = np.ones(len(measured))
     for _ in range(3):  # reweighting towards the Huber loss
-        values, _norm = nnls(relative * weight[:, None], weight)
+        values, _norm = optimize.nnls(relative * weight[:, None], weight)
         error = np.abs(relative @ values - 1)
         weight = np.sqrt(np.minimum(1.0, HUBER / np.maximum(error, 1e-12)))
     loss = np.where(error < HUBER, error**2 / 2, HUBER * (error - HUBER / 2)).sum()

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 
 from moesim.calibrate.fit_collectives import fit_collective
 from moesim.calibrate.fit_deepep import fit_low_latency, fit_normal
-from moesim.calibrate.frame import Frame
+from moesim.calibrate.frame import Frame, dense_groups
 from moesim.calibrate.hygiene import HygieneReport, clean
 from moesim.calibrate.operators import OPERATORS, read_operator
 from moesim.calibrate.robust_fit import Coefficient, fit_log
@@ -31,6 +32,7 @@ from moesim.operators.deepep import (
 )
 from moesim.operators.nvlink_alltoall import (
     NvlinkAllToAllCoefficients,
+    Stage,
     balanced_ranks,
     nvlink_alltoall_s,
 )
@@ -43,8 +45,10 @@ RANKS_PER_NODE = {"gb200": 4, "gb300": 4}
 DEFAULT_SMS = 20
 """SMs of a normal kernel where a table does not name them (DeepEP, Buffer.num_sms)."""
 DEFAULT_DEVICE_SMS = 132
-SMALL_BYTES, LARGE_BYTES = 64 * 2**10, 8 * 2**20
-"""Regimes of messages: latency-bound, in between, bandwidth-bound."""
+MESSAGE_BYTES = (64 * 2**10, 8 * 2**20)
+"""Bounds of the regimes of messages: latency-bound, in between, bandwidth-bound."""
+TOKENS = (16, 512)
+"""The same for tokens of a rank."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ class CommTable:
 
 
 FitGroup = Callable[[Frame], Document | None]
-PredictGroup = Callable[[Document, Frame], np.ndarray]
+PredictGroup = Callable[[Any, Frame], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -66,12 +70,14 @@ class CommOperator:
     Attributes:
         name: Of the measured operator, as in ``OPERATORS``.
         group: Columns that tell coefficients apart.
+        family: Columns along which errors differ.
         fit_group: Coefficients of the rows of one group, ``None`` if they are too few.
         predict_group: Seconds of rows of that group.
     """
 
     name: str
     group: tuple[str, ...]
+    family: tuple[str, ...]
     fit_group: FitGroup
     predict_group: PredictGroup
 
@@ -80,10 +86,12 @@ class CommOperator:
         source: str | Path = "aiconfigurator",
         systems: Iterable[str] | None = None,
         versions: str | Iterable[str] = "newest",
+        engines: Iterable[str] | None = None,
     ) -> CommTable:
         """Read and clean the tables; see ``read_operator``."""
+        catalogue = open_catalogue(source)
         frame = read_operator(
-            open_catalogue(source), self.name, systems=systems, versions=versions
+            catalogue, self.name, systems=systems, engines=engines, versions=versions
         )
         return CommTable(*clean(frame))
 
@@ -117,16 +125,17 @@ class CommOperator:
         return seconds
 
     def regimes(self, table: CommTable) -> dict[str, np.ndarray]:
-        """Rows of each regime of size, ``[rows] bool`` by label."""
+        """Codes ``[rows] int64`` along which errors differ: family and size, then size alone."""
         frame = table.frame
         if "message_bytes" in frame.columns:
-            size = frame["message_bytes"]
-            bounds, words = (SMALL_BYTES, LARGE_BYTES), ("<=64KiB", "<=8MiB", ">8MiB")
+            size = np.searchsorted(MESSAGE_BYTES, frame["message_bytes"])
         else:
-            size, bounds, words = frame["tokens"], (16, 512), ("tokens<=16", "<=512", ">512")
-        place = np.searchsorted(bounds, size)
-        found = {word: place == index for index, word in enumerate(words)}
-        return {word: mask for word, mask in found.items() if mask.any()}
+            size = np.searchsorted(TOKENS, frame["tokens"])
+        columns = [frame[name] for name in self.family]
+        return {
+            ",".join((*self.family, "size")): dense_groups([*columns, size], len(frame)),
+            "size": dense_groups([size], len(frame)),
+        }
 
     def _groups(self, frame: Frame) -> Iterable[tuple[str, np.ndarray]]:
         codes = frame.groups(self.group)
@@ -137,8 +146,7 @@ class CommOperator:
 
 
 def _collective_of(frame: Frame) -> Collective:
-    found = frame.describe(0).get("collective", "all_reduce")
-    return found  # type: ignore[return-value]
+    return cast("Collective", frame.describe(0).get("collective", "all_reduce"))
 
 
 def _fit_collective(frame: Frame) -> CollectiveCoefficients | None:
@@ -147,12 +155,11 @@ def _fit_collective(frame: Frame) -> CollectiveCoefficients | None:
     )
 
 
-def _predict_collective(document: Document, frame: Frame) -> np.ndarray:
-    assert isinstance(document, CollectiveCoefficients)  # noqa: S101 - for the type checker
+def _predict_collective(document: CollectiveCoefficients, frame: Frame) -> np.ndarray:
     return collective_s(document, frame["message_bytes"], frame["devices"])
 
 
-def _deepep_columns(frame: Frame, *more: str) -> dict[str, np.ndarray]:
+def _deepep_columns(frame: Frame, *more: str) -> dict[str, Any]:
     names = ("tokens", "hidden", "top_k", "experts", "nodes", *more)
     columns = {name: frame[name].astype(float) for name in names}
     if "moe_ep" in frame.columns:
@@ -166,7 +173,7 @@ def _deepep_columns(frame: Frame, *more: str) -> dict[str, np.ndarray]:
 
 
 def _phase(frame: Frame) -> Phase:
-    return str(frame.describe(0)["phase"])  # type: ignore[return-value]
+    return cast("Phase", frame.describe(0)["phase"])
 
 
 def _fit_low_latency(frame: Frame) -> LowLatencyCoefficients:
@@ -175,8 +182,7 @@ def _fit_low_latency(frame: Frame) -> LowLatencyCoefficients:
     return fit_low_latency(_phase(frame), _deepep_columns(frame), frame["latency_s"], sms)
 
 
-def _predict_low_latency(document: Document, frame: Frame) -> np.ndarray:
-    assert isinstance(document, LowLatencyCoefficients)  # noqa: S101 - for the type checker
+def _predict_low_latency(document: LowLatencyCoefficients, frame: Frame) -> np.ndarray:
     return low_latency_s(document, **_deepep_columns(frame))
 
 
@@ -184,8 +190,7 @@ def _fit_normal(frame: Frame) -> NormalCoefficients:
     return fit_normal(_phase(frame), _deepep_columns(frame, "sms"), frame["latency_s"])
 
 
-def _predict_normal(document: Document, frame: Frame) -> np.ndarray:
-    assert isinstance(document, NormalCoefficients)  # noqa: S101 - for the type checker
+def _predict_normal(document: NormalCoefficients, frame: Frame) -> np.ndarray:
     return normal_s(document, **_deepep_columns(frame, "sms"))
 
 
@@ -200,7 +205,9 @@ def _fit_either(frame: Frame) -> Document:
     return _fit_low_latency(frame) if _is_low_latency(frame) else _fit_normal(frame)
 
 
-def _predict_either(document: Document, frame: Frame) -> np.ndarray:
+def _predict_either(
+    document: LowLatencyCoefficients | NormalCoefficients, frame: Frame
+) -> np.ndarray:
     if isinstance(document, LowLatencyCoefficients):
         return _predict_low_latency(document, frame)
     return _predict_normal(document, frame)
@@ -218,47 +225,48 @@ NVLINK = (
 
 
 def _fit_nvlink(frame: Frame) -> NvlinkAllToAllCoefficients:
-    stage = str(frame.describe(0)["stage"]).removeprefix("alltoall_")
+    stage = cast("Stage", str(frame.describe(0)["stage"]).removeprefix("alltoall_"))
     ranks = frame["moe_ep"]
     reached = balanced_ranks(frame["top_k"], ranks)
 
-    def seconds(values: Mapping[str, float]) -> np.ndarray:
-        document = NvlinkAllToAllCoefficients.model_construct(stage=stage, **values)  # type: ignore[arg-type]
+    def seconds(values: Mapping[str, Any]) -> np.ndarray:
+        document = NvlinkAllToAllCoefficients.model_construct(stage=stage, **values)
         return nvlink_alltoall_s(document, frame["tokens"], reached, ranks)
 
     fitted = fit_log(seconds, frame["latency_s"], NVLINK)
-    return NvlinkAllToAllCoefficients(stage=stage, **fitted.values, on_bounds=fitted.at_bound)  # type: ignore[arg-type]
+    return NvlinkAllToAllCoefficients(stage=stage, **fitted.values, on_bounds=fitted.at_bound)
 
 
-def _predict_nvlink(document: Document, frame: Frame) -> np.ndarray:
-    assert isinstance(document, NvlinkAllToAllCoefficients)  # noqa: S101 - for the type checker
+def _predict_nvlink(document: NvlinkAllToAllCoefficients, frame: Frame) -> np.ndarray:
     reached = balanced_ranks(frame["top_k"], frame["moe_ep"])
     return nvlink_alltoall_s(document, frame["tokens"], reached, frame["moe_ep"])
 
 
 _TABLE = ("system", "engine", "version")
-COMM_OPERATORS: Mapping[str, CommOperator] = {
-    operator.name: operator
-    for operator in (
-        CommOperator(
-            "collective",
-            (*_TABLE, "kernel", "dtype", "collective"),
-            _fit_collective,
-            _predict_collective,
-        ),
-        CommOperator(
-            "custom_allreduce", (*_TABLE, "kernel", "dtype"), _fit_collective, _predict_collective
-        ),
-        CommOperator("deepep_normal", (*_TABLE, "phase"), _fit_normal, _predict_normal),
-        CommOperator(
-            "deepep_low_latency", (*_TABLE, "phase"), _fit_low_latency, _predict_low_latency
-        ),
-        CommOperator(
-            "moe_all_to_all", (*_TABLE, "backend", "dtype", "phase"), _fit_either, _predict_either
-        ),
-        CommOperator(
-            "trtllm_alltoall", (*_TABLE, "kernel", "dtype", "stage"), _fit_nvlink, _predict_nvlink
-        ),
-    )
-}
+_NORMAL, _LOW_LATENCY = (_fit_normal, _predict_normal), (_fit_low_latency, _predict_low_latency)
+_COLLECTIVE = (_fit_collective, _predict_collective)
+
+_LIST = (
+    CommOperator(
+        "collective", (*_TABLE, "kernel", "dtype", "collective"), ("system",), *_COLLECTIVE
+    ),
+    CommOperator("custom_allreduce", (*_TABLE, "kernel", "dtype"), ("system",), *_COLLECTIVE),
+    CommOperator("deepep_normal", (*_TABLE, "phase"), ("phase", "nodes"), *_NORMAL),
+    CommOperator("deepep_low_latency", (*_TABLE, "phase"), ("phase", "nodes"), *_LOW_LATENCY),
+    CommOperator(
+        "moe_all_to_all",
+        (*_TABLE, "backend", "dtype", "phase"),
+        ("backend", "phase"),
+        _fit_either,
+        _predict_either,
+    ),
+    CommOperator(
+        "trtllm_alltoall",
+        (*_TABLE, "kernel", "dtype", "stage"),
+        ("kernel", "stage"),
+        _fit_nvlink,
+        _predict_nvlink,
+    ),
+)
+COMM_OPERATORS: Mapping[str, CommOperator] = {operator.name: operator for operator in _LIST}
 """Every communication operator, by name."""

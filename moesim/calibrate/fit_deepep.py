@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from moesim.calibrate.robust_fit import Coefficient, fit_log
+from moesim.calibrate.robust_fit import Coefficient, evenly_drawn, fit_log
 from moesim.operators.deepep import (
     LowLatencyCoefficients,
     NormalCoefficients,
@@ -61,10 +61,12 @@ ACROSS = ("internode_s", "relay_s_per_byte", "rdma_s_per_byte")
 """Coefficients that only rows across nodes tell anything about."""
 
 EVALUATIONS = 80
+FIT_ROWS = 1200
+"""Rows that a fit uses at most, drawn evenly: a hundred for each coefficient."""
 
 
 def fit_low_latency(
-    phase: Phase, columns: Mapping[str, np.ndarray], measured_s: np.ndarray, device_sms: int
+    phase: Phase, columns: Mapping[str, Any], measured_s: np.ndarray, device_sms: int
 ) -> LowLatencyCoefficients:
     """Coefficients of a low-latency phase.
 
@@ -75,24 +77,26 @@ def fit_low_latency(
         device_sms: Streaming multiprocessors of the GPU.
     """
     nodes = tuple(int(count) for count in np.unique(columns["nodes"]))
-    fixed = {"phase": phase, "device_sms": device_sms, "nodes": nodes}
+    fixed: dict[str, Any] = {"phase": phase, "device_sms": device_sms, "nodes": nodes}
     bounds = _identified(LOW_LATENCY, nodes)
-    absent = {name: None for name in LOW_LATENCY if name not in bounds}
+    absent: dict[str, Any] = {name: None for name in LOW_LATENCY if name not in bounds}
 
     def model(values: Mapping[str, Any]) -> np.ndarray:
         document = LowLatencyCoefficients.model_construct(**fixed, **values, **absent)
         return low_latency_s(document, **columns)
 
     fitted = fit_log(model, measured_s, _coefficients(bounds), evaluations=EVALUATIONS)
-    return LowLatencyCoefficients(**fixed, **fitted.values, **absent, on_bounds=fitted.at_bound)  # type: ignore[arg-type]
+    return LowLatencyCoefficients(**fixed, **fitted.values, **absent, on_bounds=fitted.at_bound)
 
 
 def fit_normal(
-    phase: Phase, columns: Mapping[str, np.ndarray], measured_s: np.ndarray
+    phase: Phase, columns: Mapping[str, Any], measured_s: np.ndarray
 ) -> NormalCoefficients:
     """Coefficients of a normal phase; arguments as of ``fit_low_latency``, with ``sms``."""
     nodes = tuple(int(count) for count in np.unique(columns["nodes"]))
-    fixed = {"phase": phase, "nodes": nodes}
+    drawn = evenly_drawn(np.arange(len(measured_s)), FIT_ROWS)
+    columns, measured_s = {name: c[drawn] for name, c in columns.items()}, measured_s[drawn]
+    fixed: dict[str, Any] = {"phase": phase, "nodes": nodes}
     bounds = dict(_identified(NORMAL, nodes))
     rdma = bounds.pop("rdma_s_per_byte", None)
     across = [count for count in nodes if count > 1]
@@ -110,7 +114,7 @@ def fit_normal(
         return normal_s(NormalCoefficients.model_construct(**fixed, **gathered(values)), **columns)
 
     fitted = fit_log(model, measured_s, _coefficients(bounds), evaluations=EVALUATIONS)
-    return NormalCoefficients(**fixed, **gathered(fitted.values), on_bounds=fitted.at_bound)  # type: ignore[arg-type]
+    return NormalCoefficients(**fixed, **gathered(fitted.values), on_bounds=fitted.at_bound)
 
 
 def _coefficients(bounds: Mapping[str, Bound]) -> list[Coefficient]:

@@ -13,16 +13,22 @@ from typing import Any
 import numpy as np
 
 from moesim.calibrate.fit_comm import COMM_OPERATORS, CommOperator, CommTable
+from moesim.calibrate.frame import Frame
 from moesim.calibrate.metrics import score
+from moesim.calibrate.operators import OPERATORS
 
-__all__ = ["SPLITS", "folds", "score_operator"]
+__all__ = ["SPLITS", "folds", "score_operator", "without_copies"]
 
 INTERLEAVED = 4
 """Folds of sizes: each leaves every fourth size out, so that the neighbours of a size stay."""
 END_SIZES = 3
 """Sizes left out at each end of every series, to extrapolate to."""
 COVERAGE = 0.8
-MIN_RESIDUALS = 10
+MIN_RESIDUALS = 30
+"""Fewer in a regime, and the next coarser one gives the interval."""
+
+COPIED = 0.9
+"""A table of which this share is found elsewhere to the last digit is a copy."""
 
 SPLITS = ("sizes", "small-end", "large-end", "ranks", "nodes", "shapes")
 
@@ -43,8 +49,8 @@ def folds(
         inner = np.ones(len(frame), bool)
         for group in range(int(groups.max()) + 1):
             members = groups == group
-            ends = (sizes[members].min(), sizes[members].max())
-            inner[members] = ~np.isin(sizes[members], ends)
+            known = sizes[members]
+            inner[members] = (known > known.min()) & (known < known.max())
         for fold in range(INTERLEAVED):
             out = sizes % INTERLEAVED == fold
             yield ~out, out & inner
@@ -59,10 +65,9 @@ def folds(
             out |= members & np.isin(sizes, ends)
         yield ~out, out
     else:
-        names = {"ranks": ("devices", "moe_ep"), "nodes": ("nodes",)}.get(split)
-        names = names and tuple(name for name in names if name in frame.columns)
-        if split == "shapes":
-            names = tuple(n for n in ("hidden", "top_k", "experts") if n in frame.columns)
+        left_out = {"ranks": ("devices", "moe_ep"), "nodes": ("nodes",)}
+        wanted = left_out.get(split, ("hidden", "top_k", "experts"))
+        names = [name for name in wanted if name in frame.columns]
         if not names:
             return
         codes = frame.groups(names)
@@ -73,10 +78,11 @@ def folds(
 
 
 def score_operator(operator: CommOperator, table: CommTable, split: str) -> dict[str, Any] | None:
-    """Errors and interval coverage of one split, overall and by regime, system and kernel.
+    """Errors and interval coverage of one split, overall and by what rows are of.
 
     The 80 % interval of a row comes from the held-out residuals of the other folds in its regime
-    (of the other half of the groups where a split has a single fold).
+    (of the other half of the groups where a split has a single fold). ``None`` where nothing can
+    be left out or nothing is covered.
     """
     frame = table.frame
     predicted = np.full(len(frame), np.nan)
@@ -85,14 +91,26 @@ def score_operator(operator: CommOperator, table: CommTable, split: str) -> dict
         seconds = operator.predict(table, operator.fit(table, fit))
         predicted[test], fold_of[test] = seconds[test], number
     tested = fold_of >= 0
-    if not tested.any():
+    if not np.isfinite(predicted).any():
         return None
     if len(np.unique(fold_of[tested])) == 1:
         fold_of = np.where(tested, frame.groups(operator.group) % 2, -1)
     measured = frame["latency_s"]
     lo, hi = _intervals(predicted, measured, fold_of, operator.regimes(table))
+    result = {}
+    for word, mask in _cuts(frame, tested).items():
+        found = score(predicted[mask], measured[mask]).to_dict()
+        known = mask & np.isfinite(lo)
+        if known.any():
+            inside = (lo <= measured) & (measured <= hi)
+            found["interval_coverage"] = float(inside[known].mean())
+        result[word] = found
+    return result
+
+
+def _cuts(frame: Frame, tested: np.ndarray) -> dict[str, np.ndarray]:
+    """Tested rows by what they are of, ``[rows] bool``; empty ones are left out."""
     cuts = {"all": tested}
-    cuts |= {word: tested & mask for word, mask in operator.regimes(table).items()}
     for name in ("system", "kernel", "collective", "phase", "stage", "backend"):
         if name in frame.columns:
             for code, label in enumerate(frame.labels[name]):
@@ -101,16 +119,7 @@ def score_operator(operator: CommOperator, table: CommTable, split: str) -> dict
         if name in frame.columns:
             for value in np.unique(frame[name]):
                 cuts[f"{name}={value}"] = tested & (frame[name] == value)
-    result = {}
-    for word, mask in cuts.items():
-        if mask.any():
-            known = mask & np.isfinite(lo)
-            found = score(predicted[mask], measured[mask]).to_dict()
-            if known.any():
-                inside = (lo <= measured) & (measured <= hi)
-                found["interval_coverage"] = float(inside[known].mean())
-            result[word] = found
-    return result
+    return {word: mask for word, mask in cuts.items() if mask.any()}
 
 
 def _intervals(
@@ -120,20 +129,43 @@ def _intervals(
     error = np.log(measured / predicted)
     lo, hi = np.full(len(error), np.nan), np.full(len(error), np.nan)
     tails = ((1 - COVERAGE) / 2, (1 + COVERAGE) / 2)
-    for mask in regimes.values():
-        for fold in np.unique(fold_of[fold_of >= 0]):
-            others = mask & (fold_of >= 0) & (fold_of != fold) & np.isfinite(error)
-            here = mask & (fold_of == fold)
-            if others.sum() >= MIN_RESIDUALS:
-                low, high = np.quantile(error[others], tails)
-                lo[here], hi[here] = predicted[here] * np.exp(low), predicted[here] * np.exp(high)
+    for codes in regimes.values():
+        for code in range(int(codes.max()) + 1):
+            for fold in np.unique(fold_of[fold_of >= 0]):
+                here = (codes == code) & (fold_of == fold) & np.isnan(lo)
+                others = (codes == code) & (fold_of >= 0) & (fold_of != fold) & np.isfinite(error)
+                if here.any() and others.sum() >= MIN_RESIDUALS:
+                    low, high = np.quantile(error[others], tails)
+                    lo[here] = predicted[here] * np.exp(low)
+                    hi[here] = predicted[here] * np.exp(high)
     return lo, hi
+
+
+def without_copies(operator: CommOperator, table: CommTable) -> CommTable:
+    """The table without rows that stand under another system as well, time for time.
+
+    DeepEP 0.5.6.post2 is the same measurement under h100_sxm and h200_sxm; counted twice, its
+    errors would weigh twice.
+    """
+    frame = table.frame
+    names = [n for n in OPERATORS[operator.name].key if n in frame.columns]
+    keys = frame.groups((*names, "engine", "version", "kernel", "latency_s"))
+    tables = frame.groups(("system", "engine", "version"))
+    later = np.zeros(len(frame), bool)
+    seen = np.zeros(int(keys.max()) + 1, bool)
+    for code in range(int(tables.max()) + 1):
+        members = tables == code
+        again = seen[keys[members]]
+        later[members] = again & (again.mean() > COPIED)
+        seen[keys[members]] = True
+    return CommTable(frame.take(~later), table.report)
 
 
 def _main(names: list[str]) -> None:
     for name in names or list(COMM_OPERATORS):
         operator = COMM_OPERATORS[name]
-        table = operator.load(versions="all" if name.startswith("deepep") else "newest")
+        versions = "all" if name.startswith("deepep") else "newest"  # only old ones cross nodes
+        table = without_copies(operator, operator.load(versions=versions))
         for split in SPLITS:
             result = score_operator(operator, table, split)
             if result is None:

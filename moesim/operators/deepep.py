@@ -20,7 +20,6 @@ uniform, over at most ``node_limit`` nodes per token where that is given.
 
 from __future__ import annotations
 
-from math import lgamma
 from typing import Annotated, Literal
 
 import numpy as np
@@ -58,8 +57,8 @@ class LowLatencyCoefficients(Document):
         nodes: Numbers of nodes that were measured; fewer than the least are not predicted.
         launch_s: Fixed time within a node.
         expert_s: Fixed time per expert (counters are sent and awaited for each).
-        internode_s: Further fixed time as the share of remote nodes grows to 1; absent where
-            nothing was measured across nodes.
+        internode_s: Further fixed time as the share of remote nodes grows to 1 (all of them are
+            waited for at once); absent where nothing was measured across nodes.
         token_s: Time of an SM per token.
         token_s_per_byte: Time of an SM per byte of the token's vector.
         copy_s_per_byte: Time of an SM per byte sent, all k copies counted.
@@ -94,7 +93,8 @@ class NormalCoefficients(Document):
         nodes: [D] numbers of nodes that were measured; fewer than the least are not predicted.
         launch_s: Fixed time within a node, notification included.
         launch_s_per_byte: Further fixed time per byte of a vector: the pipeline is filled.
-        internode_s: As in ``LowLatencyCoefficients``.
+        internode_s: Further fixed time whenever the nodes double (barriers and counts pass from
+            node to node); absent where nothing was measured across nodes.
         token_s: Time of an SM per token.
         token_s_per_byte: Time of an SM per byte of the token's own vector.
         copy_s: Time of an SM per copy, one for each rank that the token goes to.
@@ -133,9 +133,6 @@ def vector_bytes(phase: Phase, hidden: np.ndarray) -> np.ndarray:
     return hidden + 4 * np.ceil(hidden / SCALE_GROUP)
 
 
-_lgamma = np.vectorize(lgamma, otypes=[float])
-
-
 def expected_parts(
     top_k: np.ndarray, experts: np.ndarray, parts: np.ndarray, limit: int | None = None
 ) -> np.ndarray:
@@ -156,19 +153,15 @@ def expected_parts(
     )
     used = p if limit is None else np.minimum(p, limit)
     drawn_from = e * used / p
-    others = drawn_from * (1 - 1 / used)
-    possible = others >= k
-    left = np.where(possible, others, k)
-    missed = (
-        _lgamma(left + 1)
-        - _lgamma(left - k + 1)
-        - _lgamma(drawn_from + 1)
-        + _lgamma(np.maximum(drawn_from - k, 0) + 1)
-    )
-    return used * (1 - np.where(possible, np.exp(missed), 0.0))
+    elsewhere = drawn_from * (1 - 1 / used)
+    missed = np.ones(k.shape)
+    for draw in range(int(k.max(initial=0))):
+        left = np.maximum(elsewhere - draw, 0) / np.maximum(drawn_from - draw, 1)
+        missed *= np.where(draw < k, left, 1.0)
+    return used * (1 - missed)
 
 
-def low_latency_s(  # noqa: PLR0913 - a kernel's arguments
+def low_latency_s(
     coefficients: LowLatencyCoefficients,
     tokens: np.ndarray,
     hidden: np.ndarray,
@@ -209,7 +202,7 @@ def low_latency_s(  # noqa: PLR0913 - a kernel's arguments
     return _covered(c.nodes, nodes, p_norm(c.latency_overlap, launch_s, flow_s))
 
 
-def normal_s(  # noqa: PLR0913 - a kernel's arguments
+def normal_s(
     coefficients: NormalCoefficients,
     tokens: np.ndarray,
     hidden: np.ndarray,
@@ -257,7 +250,7 @@ def normal_s(  # noqa: PLR0913 - a kernel's arguments
     link_s = tokens * reached_ranks * (1 - 1 / per_node) * size * c.link_s_per_byte
     rdma = 0.0 if c.rdma_s_per_byte is None else _over_nodes(c, nodes)
     rdma_s = tokens * reached_nodes * size * rdma
-    launch_s = c.launch_s + c.launch_s_per_byte * size + (c.internode_s or 0.0) * remote
+    launch_s = c.launch_s + c.launch_s_per_byte * size + (c.internode_s or 0.0) * np.log2(nodes)
     flow_s = p_norm(c.flow_overlap, sm_s, link_s, rdma_s)
     return _covered(c.nodes, nodes, p_norm(c.latency_overlap, launch_s, flow_s))
 
