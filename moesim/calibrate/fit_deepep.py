@@ -6,12 +6,12 @@ predicted over measured time, from one fixed starting point.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from moesim.calibrate.robust_fit import Coefficient, evenly_drawn, fit_log
+from moesim.calibrate.robust_fit import Coefficient, Fitted, evenly_drawn, fit_log
 from moesim.operators.deepep import (
     LowLatencyCoefficients,
     NormalCoefficients,
@@ -61,6 +61,9 @@ ACROSS = ("internode_s", "relay_s_per_byte", "rdma_s_per_byte")
 """Coefficients that only rows across nodes tell anything about."""
 
 EVALUATIONS = 80
+PRIOR = 0.02
+"""Weight of the starting values: one that is e times off costs as much as a row that is 2 % off.
+It only decides what the rows leave open, such as launch against expert time of a single model."""
 FIT_ROWS = 1200
 """Rows that a fit uses at most, drawn evenly: a hundred for each coefficient."""
 
@@ -85,7 +88,7 @@ def fit_low_latency(
         document = LowLatencyCoefficients.model_construct(**fixed, **values, **absent)
         return low_latency_s(document, **columns)
 
-    fitted = fit_log(model, measured_s, _coefficients(bounds), evaluations=EVALUATIONS)
+    fitted = _fit(bounds, model, measured_s)
     return LowLatencyCoefficients(**fixed, **fitted.values, **absent, on_bounds=fitted.at_bound)
 
 
@@ -113,12 +116,24 @@ def fit_normal(
     def model(values: Mapping[str, float]) -> np.ndarray:
         return normal_s(NormalCoefficients.model_construct(**fixed, **gathered(values)), **columns)
 
-    fitted = fit_log(model, measured_s, _coefficients(bounds), evaluations=EVALUATIONS)
+    fitted = _fit(bounds, model, measured_s)
     return NormalCoefficients(**fixed, **gathered(fitted.values), on_bounds=fitted.at_bound)
 
 
-def _coefficients(bounds: Mapping[str, Bound]) -> list[Coefficient]:
-    return [Coefficient(name, *bound) for name, bound in bounds.items()]
+def _fit(
+    bounds: Mapping[str, Bound],
+    model: Callable[[Mapping[str, float]], np.ndarray],
+    measured_s: np.ndarray,
+) -> Fitted:
+    """Fit the rows, and the starting values as if they were one more weak row each."""
+    coefficients = [Coefficient(name, *bound) for name, bound in bounds.items()]
+
+    def seconds(values: Mapping[str, float]) -> np.ndarray:
+        off = [values[coefficient.name] / coefficient.start for coefficient in coefficients]
+        return np.concatenate([model(values), np.array(off) ** PRIOR])
+
+    target = np.concatenate([measured_s, np.ones(len(coefficients))])
+    return fit_log(seconds, target, coefficients, evaluations=EVALUATIONS)
 
 
 def _identified(bounds: Mapping[str, Bound], nodes: tuple[int, ...]) -> dict[str, Bound]:
