@@ -275,5 +275,6 @@ def _covered(measured: tuple[int, ...], nodes: np.ndarray, seconds: np.ndarray) 
 def p_norm(exponent: float, *parts: np.ndarray) -> np.ndarray:
     """(Σ xᵖ)^(1/p) of non-negative arrays that broadcast: their sum for 1, their maximum for ∞."""
     stacked = np.stack(np.broadcast_arrays(*parts))
-    top = np.maximum(stacked.max(axis=0), 1e-30)  # scaled: powers neither over- nor underflow
+    largest = stacked.max(axis=0)
+    top = np.where(largest > 0, largest, 1.0)  # scaled: powers neither over- nor underflow
     return top * ((stacked / top) ** exponent).sum(axis=0) ** (1 / exponent)
