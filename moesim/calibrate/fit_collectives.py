@@ -7,7 +7,7 @@ sizes then finds the switches. All of it is deterministic and needs no starting 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -18,6 +18,7 @@ from moesim.operators.collectives import (
     Collective,
     CollectiveCoefficients,
     Protocol,
+    collective_s,
     ring_steps,
     wire_bytes,
 )
@@ -62,29 +63,23 @@ def fit_collective(
     """
     known = np.unique(ranks)
     points = _points(collective, message_bytes, ranks, measured_s, known)
-    best: tuple[float, int, list[tuple[float, np.ndarray]]] | None = None
+    best, best_loss = None, np.inf
     for exponent in EXPONENTS if len(known) > 1 else EXPONENTS[:1]:
-        found = _switches(points, message_bytes * np.asarray(ranks, float) ** -exponent)
-        if found is not None and (best is None or found[0] < best[0] - 1e-9):
-            best = (found[0], exponent, found[1])
-    if best is None:
-        return None
-    protocols = tuple(
-        Protocol(
-            from_bytes=start,
-            launch_s=float(values[0]),
-            step_s=float(values[1]),
-            wire_s_per_byte=tuple(float(value) for value in values[2:]),
-        )
-        for start, values in best[2]
-    )
-    return CollectiveCoefficients(
-        collective=collective,
-        ranks=tuple(int(count) for count in known),
-        switch_exponent=best[1],
-        protocols=protocols,
-        on_bounds=tuple(_zeros(protocols, known)),
-    )
+        place = message_bytes * np.asarray(ranks, float) ** -exponent
+        for protocols in _switches(points, place):
+            document = CollectiveCoefficients(
+                collective=collective,
+                ranks=tuple(int(count) for count in known),
+                switch_exponent=exponent,
+                protocols=protocols,
+                on_bounds=tuple(_zeros(protocols, known)),
+            )
+            # Judged as it will be used: a switch never makes a larger message faster.
+            error = collective_s(document, message_bytes, ranks) / measured_s - 1
+            loss = _huber(np.abs(error)) + PROTOCOL_PENALTY * len(protocols)
+            if loss < best_loss - 1e-9:
+                best, best_loss = document, loss
+    return best
 
 
 def _points(
@@ -104,10 +99,8 @@ def _points(
     return _Points(columns, np.maximum(columns.max(axis=0), 1e-30), measured_s)
 
 
-def _switches(
-    points: _Points, place: np.ndarray
-) -> tuple[float, list[tuple[float, np.ndarray]]] | None:
-    """Least penalised loss over up to ``MAX_PROTOCOLS`` runs of sizes, with their coefficients."""
+def _switches(points: _Points, place: np.ndarray) -> Iterator[tuple[Protocol, ...]]:
+    """The best protocols of each number up to ``MAX_PROTOCOLS``, by the sum of their losses."""
     places = np.unique(place)
     codes = np.searchsorted(places, place)
     fits: dict[tuple[int, int], tuple[float, np.ndarray] | None] = {}
@@ -124,26 +117,30 @@ def _switches(
         for first, (loss, _start) in reached[-1].items():
             for last in range(first + MIN_SIZES, count + 1):
                 fitted = run(first, last)
-                if fitted is None:
-                    continue
-                total = loss + fitted[0] + PROTOCOL_PENALTY
-                if last not in level or total < level[last][0]:
-                    level[last] = (total, first)
+                if fitted is not None and loss + fitted[0] < level.get(last, (np.inf,))[0]:
+                    level[last] = (loss + fitted[0], first)
         reached.append(level)
-    ends = [(level[count][0], depth) for depth, level in enumerate(reached) if count in level]
-    if not ends:
-        return None
-    loss, depth = min(ends)
-    cuts = [count]
-    for level in reached[depth:0:-1]:
-        cuts.append(level[cuts[-1]][1])
-    found = []
-    for first, last in pairwise(reversed(cuts)):
-        start = 0.0 if first == 0 else float(np.sqrt(places[first - 1] * places[first]))
-        fitted = run(first, last)
-        if fitted is not None:  # always: it was reached through it
-            found.append((start, fitted[1]))
-    return loss, found
+    for depth in range(1, MAX_PROTOCOLS + 1):
+        if count in reached[depth]:
+            cuts = [count]
+            for level in reached[depth:0:-1]:
+                cuts.append(level[cuts[-1]][1])
+            runs = list(pairwise(reversed(cuts)))
+            yield tuple(_protocol(places, *ends, run(*ends)) for ends in runs)
+
+
+def _protocol(
+    places: np.ndarray, first: int, _last: int, fitted: tuple[float, np.ndarray] | None
+) -> Protocol:
+    """The protocol of a run of sizes; it starts halfway, by ratio, behind the run before."""
+    assert fitted is not None  # noqa: S101 - for the type checker; the run was reached through it
+    values = fitted[1].tolist()
+    return Protocol(
+        from_bytes=0.0 if first == 0 else float(np.sqrt(places[first - 1] * places[first])),
+        launch_s=values[0],
+        step_s=values[1],
+        wire_s_per_byte=tuple(values[2:]),
+    )
 
 
 def _fit_run(points: _Points, rows: np.ndarray) -> tuple[float, np.ndarray] | None:
@@ -160,8 +157,12 @@ def _fit_run(points: _Points, rows: np.ndarray) -> tuple[float, np.ndarray] | No
         values, _norm = optimize.nnls(relative * weight[:, None], weight)
         error = np.abs(relative @ values - 1)
         weight = np.sqrt(np.minimum(1.0, HUBER / np.maximum(error, 1e-12)))
-    loss = np.where(error < HUBER, error**2 / 2, HUBER * (error - HUBER / 2)).sum()
-    return float(loss), values / points.scale
+    return _huber(error), values / points.scale
+
+
+def _huber(error: np.ndarray) -> float:
+    """Sum of squares that grow linearly beyond ``HUBER``."""
+    return float(np.where(error < HUBER, error**2 / 2, HUBER * (error - HUBER / 2)).sum())
 
 
 def _zeros(protocols: Sequence[Protocol], known: np.ndarray) -> list[str]:

@@ -70,7 +70,7 @@ class CommOperator:
     Attributes:
         name: Of the measured operator, as in ``OPERATORS``.
         group: Columns that tell coefficients apart.
-        family: Columns along which errors differ.
+        family: Columns that regimes of error are told apart by, beside the size.
         fit_group: Coefficients of the rows of one group, ``None`` if they are too few.
         predict_group: Seconds of rows of that group.
     """
@@ -93,7 +93,8 @@ class CommOperator:
         frame = read_operator(
             catalogue, self.name, systems=systems, engines=engines, versions=versions
         )
-        return CommTable(*clean(frame))
+        kept, report = clean(frame)
+        return CommTable(_with_spread(kept) if "devices" in kept.columns else kept, report)
 
     def shape_key(self, table: CommTable) -> np.ndarray:
         """Codes of what leave-shape-out holds out together, ``[rows] int64``."""
@@ -131,11 +132,12 @@ class CommOperator:
             size = np.searchsorted(MESSAGE_BYTES, frame["message_bytes"])
         else:
             size = np.searchsorted(TOKENS, frame["tokens"])
+        whole = {"size": dense_groups([size], len(frame))}
+        if not self.family:
+            return whole
         columns = [frame[name] for name in self.family]
-        return {
-            ",".join((*self.family, "size")): dense_groups([*columns, size], len(frame)),
-            "size": dense_groups([size], len(frame)),
-        }
+        finest = ",".join((*self.family, "size"))
+        return {finest: dense_groups([*columns, size], len(frame))} | whole
 
     def _groups(self, frame: Frame) -> Iterable[tuple[str, np.ndarray]]:
         codes = frame.groups(self.group)
@@ -143,6 +145,18 @@ class CommOperator:
             members = codes == code
             shown = frame.describe(int(np.argmax(members)))
             yield "/".join(str(shown[name]) for name in self.group), members
+
+
+def _with_spread(frame: Frame) -> Frame:
+    """The frame with a column ``spread``: whether the ranks sit in one node or in several.
+
+    Custom all-reduce kernels work within a node; across nodes of an NVL72 the engines use others.
+    """
+    per_node = [RANKS_PER_NODE.get(system, 8) for system in frame.labels["system"]]
+    across = frame["devices"] > np.array(per_node)[frame["system"]]
+    columns = {**frame.columns, "spread": across.astype(np.int32)}
+    labels = {**frame.labels, "spread": ("node", "nodes")}
+    return Frame(frame.operator, columns, labels, frame.notes)
 
 
 def _collective_of(frame: Frame) -> Collective:
@@ -248,9 +262,9 @@ _COLLECTIVE = (_fit_collective, _predict_collective)
 
 _LIST = (
     CommOperator(
-        "collective", (*_TABLE, "kernel", "dtype", "collective"), ("system",), *_COLLECTIVE
+        "collective", (*_TABLE, "kernel", "dtype", "spread", "collective"), (), *_COLLECTIVE
     ),
-    CommOperator("custom_allreduce", (*_TABLE, "kernel", "dtype"), ("system",), *_COLLECTIVE),
+    CommOperator("custom_allreduce", (*_TABLE, "kernel", "dtype", "spread"), (), *_COLLECTIVE),
     CommOperator("deepep_normal", (*_TABLE, "phase"), ("phase", "nodes"), *_NORMAL),
     CommOperator("deepep_low_latency", (*_TABLE, "phase"), ("phase", "nodes"), *_LOW_LATENCY),
     CommOperator(
@@ -263,7 +277,7 @@ _LIST = (
     CommOperator(
         "trtllm_alltoall",
         (*_TABLE, "kernel", "dtype", "stage"),
-        ("kernel", "stage"),
+        (),
         _fit_nvlink,
         _predict_nvlink,
     ),

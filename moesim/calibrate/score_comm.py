@@ -81,10 +81,10 @@ def score_operator(operator: CommOperator, table: CommTable, split: str) -> dict
     """Errors and interval coverage of one split, overall and by what rows are of.
 
     The 80 % interval of a row comes from the held-out residuals of the other folds in its regime
-    (of the other half of the groups where a split has a single fold). ``None`` where nothing can
+    (of the other half of the systems, or groups, where a split has a single fold). ``None`` where nothing can
     be left out or nothing is covered.
     """
-    frame = table.frame
+    frame, groups = table.frame, table.frame.groups(operator.group)
     predicted = np.full(len(frame), np.nan)
     fold_of = np.full(len(frame), -1)
     for number, (fit, test) in enumerate(folds(operator, table, split)):
@@ -94,7 +94,8 @@ def score_operator(operator: CommOperator, table: CommTable, split: str) -> dict
     if not np.isfinite(predicted).any():
         return None
     if len(np.unique(fold_of[tested])) == 1:
-        fold_of = np.where(tested, frame.groups(operator.group) % 2, -1)
+        halves = frame["system"] if len(np.unique(frame["system"])) > 1 else groups
+        fold_of = np.where(tested, halves % 2, -1)
     measured = frame["latency_s"]
     lo, hi = _intervals(predicted, measured, fold_of, operator.regimes(table))
     result = {}

@@ -540,11 +540,11 @@ def test_an_operator_loads_fits_and_predicts(nccl):
     assert len(table.frame) == 126
     assert len(np.unique(operator.shape_key(table))) == 3
     codes = operator.regimes(table)
-    assert list(codes) == ["system,size", "size"]
+    assert list(codes) == ["size"]
     assert len(np.unique(codes["size"])) == 3
     only = table.frame.is_label("system", "h100_sxm")
     fitted = operator.fit(table, only)
-    assert list(fitted) == ["h100_sxm/nccl/2.27.3/NCCL/half/all_reduce"]
+    assert list(fitted) == ["h100_sxm/nccl/2.27.3/NCCL/half/node/all_reduce"]
     predicted = operator.predict(table, fitted)
     assert np.isnan(predicted[~only]).all()
     error = predicted[only] / table.frame["latency_s"][only] - 1
