@@ -81,8 +81,8 @@ def score_operator(operator: CommOperator, table: CommTable, split: str) -> dict
     """Errors and interval coverage of one split, overall and by what rows are of.
 
     The 80 % interval of a row comes from the held-out residuals of the other folds in its regime
-    (of the other half of the systems, or groups, where a split has a single fold). ``None`` where nothing can
-    be left out or nothing is covered.
+    (of the other half of the systems, or groups, where a split has a single fold). ``None`` where
+    nothing can be left out or nothing is covered.
     """
     frame, groups = table.frame, table.frame.groups(operator.group)
     predicted = np.full(len(frame), np.nan)

@@ -102,7 +102,8 @@ class NormalCoefficients(Document):
         link_s_per_byte: Time of the scale-up link per byte.
         relay_s_per_byte: Time of an SM per byte that crosses nodes; absent like ``internode_s``.
         rdma_s_per_byte: [D] time of the network card per byte, for each number of nodes; the
-            entry of a single node is not used. Between them it is interpolated over log N.
+            entry of a single node is not used. A number of nodes that was not measured takes that
+            of the next smaller one: the card stays the same until it is seen to be slower.
         flow_overlap: Exponent p of the flows' p-norm.
         latency_overlap: The same for the latency and the flows.
         on_bounds: Coefficients that the fit left on a bound of theirs.
@@ -256,12 +257,10 @@ def normal_s(
 
 
 def _over_nodes(c: NormalCoefficients, nodes: np.ndarray) -> np.ndarray:
-    pairs = [
-        (np.log(n), value)
-        for n, value in zip(c.nodes, c.rdma_s_per_byte or (), strict=True)
-        if n > 1
-    ]
-    return np.interp(np.log(nodes), [n for n, _ in pairs], [value for _, value in pairs])
+    """RDMA seconds per byte at the measured number of nodes that is next below, or the least."""
+    pairs = [(n, value) for n, value in zip(c.nodes, c.rdma_s_per_byte or (), strict=True) if n > 1]
+    below = np.searchsorted([n for n, _ in pairs], nodes, side="right") - 1
+    return np.array([value for _, value in pairs])[np.maximum(below, 0)]
 
 
 def _covered(measured: tuple[int, ...], nodes: np.ndarray, seconds: np.ndarray) -> np.ndarray:
