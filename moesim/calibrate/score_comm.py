@@ -94,7 +94,7 @@ def score_operator(operator: CommOperator, table: CommTable, split: str) -> dict
     if not np.isfinite(predicted).any():
         return None
     if len(np.unique(fold_of[tested])) == 1:
-        halves = frame["system"] if len(np.unique(frame["system"])) > 1 else groups
+        halves: np.ndarray = frame["system"] if len(np.unique(frame["system"])) > 1 else groups
         fold_of = np.where(tested, halves % 2, -1)
     measured = frame["latency_s"]
     lo, hi = _intervals(predicted, measured, fold_of, operator.regimes(table))
