@@ -38,7 +38,7 @@ from moesim.operators.nvlink_alltoall import (
 )
 from moesim.schema import Document
 
-__all__ = ["COMM_OPERATORS", "CommOperator", "CommTable"]
+__all__ = ["COMM", "COMM_OPERATORS", "CommOperator", "CommTable"]
 
 RANKS_PER_NODE = {"gb200": 4, "gb300": 4}
 """GPUs of a node where they are not 8 (aiconfigurator-core 0.12, systems/gb200.yaml)."""
@@ -260,7 +260,7 @@ _TABLE = ("system", "engine", "version")
 _NORMAL, _LOW_LATENCY = (_fit_normal, _predict_normal), (_fit_low_latency, _predict_low_latency)
 _COLLECTIVE = (_fit_collective, _predict_collective)
 
-_LIST = (
+COMM = (
     CommOperator(
         "collective", (*_TABLE, "kernel", "dtype", "spread", "collective"), (), *_COLLECTIVE
     ),
@@ -282,5 +282,5 @@ _LIST = (
         _predict_nvlink,
     ),
 )
-COMM_OPERATORS: Mapping[str, CommOperator] = {operator.name: operator for operator in _LIST}
+COMM_OPERATORS: Mapping[str, CommOperator] = {operator.name: operator for operator in COMM}
 """Every communication operator, by name."""

@@ -95,7 +95,7 @@ def score_operator(operator: CommOperator, table: CommTable, split: str) -> dict
         return None
     if len(np.unique(fold_of[tested])) == 1:
         halves: np.ndarray = frame["system"] if len(np.unique(frame["system"])) > 1 else groups
-        fold_of = np.where(tested, halves % 2, -1)
+        fold_of = np.where(tested, halves % 2, -1).astype(np.int64)
     measured = frame["latency_s"]
     lo, hi = _intervals(predicted, measured, fold_of, operator.regimes(table))
     result = {}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from moesim.cli import calibrate_measure
 from moesim.cli.console import (
     Console,
     JsonOption,
@@ -15,6 +16,7 @@ from moesim.cli.console import (
     ResultOutOption,
     SeedOption,
 )
+from moesim.errors import UsageError
 
 if TYPE_CHECKING:
     from moesim.calibrate.tables import Catalogue, TableFile
@@ -62,7 +64,6 @@ def tables(
     from moesim.calibrate.hygiene import clean, repeat_noise
     from moesim.calibrate.operators import OPERATORS, operator_of_file, read_operator
     from moesim.calibrate.tables import open_catalogue
-    from moesim.errors import UsageError
 
     if operator is not None and operator not in OPERATORS:
         raise UsageError(f"unknown operator {operator}\nfix: use one of {', '.join(OPERATORS)}")
@@ -144,10 +145,14 @@ def evaluate(
     Errors are |predicted − measured| / measured; intervals are to hold 80 % of the rows.
     """
     from moesim.calibrate import operator as scoring
+    from moesim.calibrate.measurements import is_measurements_file
     from moesim.calibrate.registry import calibrated_operator
 
-    model = calibrated_operator(operator, residual=residual)
     console = Console(as_json=as_json, quiet=quiet, out=out)
+    if is_measurements_file(source):
+        console.result(*calibrate_measure.evaluate_measurements(source, seed))
+        return
+    model = calibrated_operator(operator, residual=residual)
     wanted = versions or ("all" if split == "leave-version-out" else "newest")
     with console.progress("reading") as step:
         table = model.load(source, _listed(systems), _chosen(wanted), _listed(engines))
@@ -193,16 +198,26 @@ def fit(
     out: Annotated[Path, typer.Option("--out", help="Folder that receives OPERATOR.json.")] = Path(
         "fitted"
     ),
+    seed: SeedOption = 0,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Fit an operator's coefficients to all measured rows and write them with their provenance."""
     from moesim.calibrate.fit_file import fitted_moe
+    from moesim.calibrate.measurements import is_measurements_file
     from moesim.calibrate.registry import calibrated_operator
     from moesim.safe_io import write_json
 
-    model = calibrated_operator(operator)
     console = Console(as_json=as_json, quiet=quiet)
+    if is_measurements_file(source):
+        console.result(*calibrate_measure.fit_measurements(source, out, seed))
+        return
+    if operator != "moe":
+        raise UsageError(
+            f"coefficients of {operator} cannot be written to a file yet\n"
+            "fix: use --operator moe, or score it with: moesim calibrate evaluate"
+        )
+    model = calibrated_operator(operator)
     words = ["moesim calibrate fit", f"--source {source}", f"--operator {operator}"]
     words += [f"--systems {systems}"] if systems else []
     words += [f"--engines {engines}"] if engines else []
@@ -319,3 +334,6 @@ def _by_operator(rows: list[dict[str, Any]]) -> list[str]:
             f"{operator:<26}{file:<32}{total:>10,}{len(members):>8}{systems:>9}  {engines}"
         )
     return lines
+
+
+app.command("measure")(calibrate_measure.measure)
