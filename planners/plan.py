@@ -18,7 +18,7 @@ from moesim.planners.problem import PlacementProblem
 from moesim.planners.registry import PLANNERS, find_planner, run_planner
 from moesim.planners.sources import PlanWorkload, from_counts, from_trace
 from moesim.safe_io import sha256_file
-from moesim.traces.bundle import open_trace, sample_path
+from moesim.traces.bundle import open_trace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -122,7 +122,7 @@ def make_plan(request: PlanRequest, say: Callable[[str], object] = lambda _: Non
         bound=Bound(bound_s, step_s / bound_s - 1, step_s <= bound_s * (1 + 1e-9)),
         command=request.command,
         version=moesim.__version__,
-        inputs=_inputs(request),
+        inputs=_inputs(request, work),
         skipped=skipped,
     )
 
@@ -253,18 +253,15 @@ def _with_current(
     return scores, chosen
 
 
-def _inputs(request: PlanRequest) -> dict[str, str]:
+def _inputs(request: PlanRequest, work: PlanWorkload) -> dict[str, str]:
     """Name and hash of every file that went in; registry entries belong to the version."""
-    files: dict[str, Path | None] = {
-        "trace": (request.trace or sample_path()) / "routing.npy" if not request.load else None,
-        "load": request.load,
-        "warm start": request.warm_start,
-    }
-    for name in ("model", "cluster"):
-        value = getattr(request, name)
-        files[name] = Path(value) if value and Path(value).is_file() else None
-    return {
-        name: sha256_file(file)
-        for name, file in files.items()
-        if file is not None and file.is_file()
-    }
+    hashes = {"trace" if request.load is None else "load": work.sha256}
+    named = (
+        ("warm start", request.warm_start),
+        ("model", request.model),
+        ("cluster", request.cluster),
+    )
+    for name, value in named:
+        if value and Path(value).is_file():
+            hashes[name] = sha256_file(value)
+    return hashes

@@ -11,6 +11,7 @@ from moesim.cluster import Cluster
 from moesim.errors import InputError
 from moesim.model import ModelSpec
 from moesim.planners.outcome import PlanRequest
+from moesim.safe_io import sha256_file
 from moesim.step import StepEvaluator
 from moesim.traces.bundle import Trace, open_trace, sample_path
 from moesim.traces.counts import read_counts
@@ -44,7 +45,7 @@ class PlanWorkload:
     """
 
     name: str
-    sha256: str | None
+    sha256: str
     note: str
     tokens: int
     moe_layers: tuple[int, ...]
@@ -60,9 +61,9 @@ def from_trace(request: PlanRequest, model: ModelSpec, cluster: Cluster) -> Plan
     Raises:
         InputError: If the trace cannot be used or is not of this model.
     """
-    trace = open_trace(request.trace or sample_path())
+    folder = request.trace or sample_path()
+    trace = open_trace(folder)
     manifest = trace.manifest
-    folder = trace.path
     for what, found, needed in (
         ("experts", manifest.experts, model.experts),
         ("top_k", manifest.top_k, model.top_k),
@@ -71,12 +72,22 @@ def from_trace(request: PlanRequest, model: ModelSpec, cluster: Cluster) -> Plan
         if found != needed:
             raise InputError(
                 f"the trace is not of the model {model.name}",
-                file=folder and folder / "manifest.json",
+                file=folder / "manifest.json",
                 field=what,
                 found=found,
                 allowed=str(needed),
                 fix="pass the --model that the trace is of",
             )
+    sha256 = sha256_file(folder / "routing.npy")
+    if trace.sha256 not in (None, sha256):
+        raise InputError(
+            "the routing is not the file that the manifest was written for",
+            file=folder / "manifest.json",
+            field="sha256.routing.npy",
+            found=trace.sha256,
+            allowed=sha256,
+            fix="copy or record the trace again",
+        )
     planning, holdout = split_trace(trace, request.holdout, MAX_PLAN_TOKENS)
 
     def evaluator(part: Trace, seed: int) -> StepEvaluator:
@@ -95,7 +106,7 @@ def from_trace(request: PlanRequest, model: ModelSpec, cluster: Cluster) -> Plan
         note += f"; an evenly spread sample of {used:,} of its {manifest.tokens:,} tokens is used"
     return PlanWorkload(
         name=manifest.model if request.trace is None else str(request.trace),
-        sha256=trace.sha256,
+        sha256=sha256,
         note=note,
         tokens=manifest.tokens,
         moe_layers=model.moe_layers,

@@ -1,6 +1,6 @@
 """Rows that are no measurement of what their key says, found without any cost model.
 
-Six rules, each named, counted and shown with examples. What they rest on is that a disturbed
+Seven rules, each named, counted and shown with examples. What they rest on is that a disturbed
 run (another process, a throttled clock) only adds time, and that one engine version behaves alike
 on systems of one kind. Thresholds come from the distributions in aiconfigurator-core 0.12.0:
 
@@ -26,6 +26,7 @@ import numpy as np
 
 from moesim.calibrate.frame import Frame, concatenate, dense_groups
 from moesim.calibrate.operators import OPERATORS, Operator
+from moesim.calibrate.partitions import SERIES_FACTOR, slower_than_parts
 
 __all__ = ["RULES", "Finding", "HygieneReport", "clean", "repeat_noise"]
 
@@ -51,6 +52,7 @@ RULES = {
     "broken-table": f"the table's median is {TABLE_FACTOR:g} times off all its sibling tables",
     "sibling-outlier": f"{FACTOR:g} times slower than the same key on sibling systems",
     "spike": f"{FACTOR:g} times slower than the points before and after it in its series",
+    "untuned": f"the series is {SERIES_FACTOR:g} times slower than its own parts allow",
 }
 """Name of each rule, in the order they run, and what a dropped row did."""
 
@@ -145,6 +147,11 @@ def clean(frame: Frame, siblings: Frame | None = None) -> tuple[Frame, HygieneRe
     if confirmed:
         notes.append(f"{confirmed} rows look like spikes, but their siblings agree: kept")
     drop("spike", np.where(compared, 0.0, spikes))
+    positive &= alive
+    if {"moe_tp", "moe_ep"} <= set(whole.columns):
+        drop("untuned", _spread(positive, slower_than_parts(whole.take(positive))))
+    else:
+        drop("untuned", np.zeros(len(whole)))
 
     count = len(frame)
     findings = tuple(_finding(frame, rule, score[:count]) for rule, score in scores.items())
@@ -444,7 +451,7 @@ def _finding(frame: Frame, rule: str, score: np.ndarray) -> Finding:
         ["/".join(words) for words in zip(*names, strict=True)], return_counts=True
     )
     worst: Sequence[int] = rows[np.argsort(-score[rows], kind="stable")][:EXAMPLES].tolist()
-    scored = rule in ("broken-table", "sibling-outlier", "spike")
+    scored = rule in ("broken-table", "sibling-outlier", "spike", "untuned")
     examples = tuple(
         frame.describe(row) | ({"times_too_slow": round(float(score[row]), 2)} if scored else {})
         for row in worst

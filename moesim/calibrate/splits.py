@@ -19,6 +19,10 @@ __all__ = ["SPLITS", "Fold", "split"]
 
 Fold = tuple[str, np.ndarray, np.ndarray]
 
+MOST_FOLDS, DEALT_FOLDS = 32, 8
+"""Beyond so many shapes (dense GEMM has 484) they are dealt into a few folds: each then hides an
+eighth of the shapes at once, which asks more of a model than hiding one."""
+
 SPLITS = ("random", "leave-shape-out", "leave-system-out", "leave-version-out")
 
 
@@ -31,9 +35,9 @@ def split(
         frame: The rows.
         kind: ``random``: one fold, ``fit_fraction`` of the rows to fit on and the rest to test.
             ``leave-shape-out``: a fold per model shape (for MoE hidden, inter, top_k and
-            experts). ``leave-system-out``: a fold per system. ``leave-version-out``: a fold per
-            engine and version; the same engine's other versions must remain to fit on, so an
-            engine with one version yields none.
+            experts), or folds of several where there are very many. ``leave-system-out``: a fold
+            per system. ``leave-version-out``: a fold per engine and version; the same engine's
+            other versions must remain to fit on, so an engine with one version yields none.
         fit_fraction: Share of the rows that may be fitted on, drawn at random; 0.1 for
             ``random`` and all of them for the others, unless given.
         seed: Seed of that draw.
@@ -50,7 +54,7 @@ def split(
     chosen = _drawn(len(frame), fraction, seed)
     if kind == "random":
         return iter([("random", chosen, ~chosen)])
-    folds = list(_folds(frame, kind, chosen))
+    folds = list(_folds(frame, kind, chosen, seed))
     if not folds:
         raise UsageError(
             f"{kind} has nothing to fit on: the rows hold only one of what is left out\n"
@@ -59,14 +63,20 @@ def split(
     return iter(folds)
 
 
-def _folds(frame: Frame, kind: str, chosen: np.ndarray) -> Iterator[Fold]:
+def _folds(frame: Frame, kind: str, chosen: np.ndarray, seed: int) -> Iterator[Fold]:
     names: Sequence[str] = {
         "leave-shape-out": OPERATORS[frame.operator].shape,
         "leave-system-out": ("system",),
         "leave-version-out": ("engine", "version"),
     }[kind]
     groups = frame.groups(names)
-    for group in range(int(groups.max()) + 1 if len(frame) else 0):
+    count = int(groups.max()) + 1 if len(frame) else 0
+    if kind == "leave-shape-out" and count > MOST_FOLDS:
+        dealt = np.random.default_rng(seed).permutation(count)[groups] % DEALT_FOLDS
+        for part in range(DEALT_FOLDS):
+            yield f"shapes {part + 1} of {DEALT_FOLDS}", chosen & (dealt != part), dealt == part
+        return
+    for group in range(count):
         test = groups == group
         row = int(np.argmax(test))
         fit = chosen & ~test

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moesim.cli.console import Console, JsonOption, QuietOption
+from moesim.cli.console import (
+    Console,
+    JsonOption,
+    NoSeedOption,
+    QuietOption,
+    ResultOutOption,
+    SeedOption,
+)
 
 if TYPE_CHECKING:
     from moesim.calibrate.tables import Catalogue, TableFile
@@ -16,6 +24,9 @@ __all__ = ["app"]
 app = typer.Typer(help="Measured kernels: what there is, and how well we predict them.")
 
 SCHEMA = "moesim.calibrate-tables/1"
+EVALUATE_SCHEMA = "moesim.calibrate/1"
+FIT_SCHEMA = "moesim.calibrate-fit/1"
+SOURCE_HELP = "aiconfigurator (the installed package), or a folder of such tables."
 
 
 @app.callback(no_args_is_help=True)
@@ -25,10 +36,7 @@ def _group() -> None:
 
 @app.command()
 def tables(
-    source: Annotated[
-        str,
-        typer.Option(help="aiconfigurator (the installed package), or a folder of such tables."),
-    ] = "aiconfigurator",
+    source: Annotated[str, typer.Option(help=SOURCE_HELP)] = "aiconfigurator",
     operator: Annotated[
         str | None,
         typer.Option(help="Read this operator's tables and say what the hygiene rules drop."),
@@ -43,6 +51,8 @@ def tables(
         str, typer.Option(help="newest (of each engine), all, or version numbers.")
     ] = "newest",
     as_json: JsonOption = False,
+    seed: NoSeedOption = 0,
+    out: ResultOutOption = None,
     quiet: QuietOption = False,
 ) -> None:
     """List measured tables, with the rows that hygiene drops from an operator's, by rule.
@@ -56,9 +66,9 @@ def tables(
 
     if operator is not None and operator not in OPERATORS:
         raise UsageError(f"unknown operator {operator}\nfix: use one of {', '.join(OPERATORS)}")
-    console = Console(as_json=as_json, quiet=quiet)
+    console = Console(as_json=as_json, quiet=quiet, out=out)
     names, makers = _listed(systems), _listed(engines)
-    wanted: str | list[str] = versions if versions in ("newest", "all") else _listed(versions) or []
+    wanted = _chosen(versions)
     with console.progress("listing") as step:
         catalogue = open_catalogue(source)
         files = None if operator is None else OPERATORS[operator].files
@@ -83,6 +93,168 @@ def tables(
     console.result(result, _text(result))
     if operator is None:
         console.say("--operator NAME reads an operator's tables and shows what hygiene drops.")
+
+
+@app.command()
+def evaluate(
+    source: Annotated[str, typer.Option(help=SOURCE_HELP)] = "aiconfigurator",
+    operator: Annotated[str, typer.Option(help="Operator to score, such as moe.")] = "moe",
+    systems: Annotated[
+        str | None, typer.Option(help="Only these systems, such as h100_sxm,h200_sxm.")
+    ] = None,
+    engines: Annotated[
+        str | None, typer.Option(help="Only these engines, such as sglang,vllm.")
+    ] = None,
+    versions: Annotated[
+        str | None,
+        typer.Option(
+            help="newest (of each engine), all, or version numbers; all for leave-version-out, "
+            "newest otherwise, unless given."
+        ),
+    ] = None,
+    split: Annotated[
+        str,
+        typer.Option(
+            help="random, leave-shape-out, leave-system-out or leave-version-out: what the fit "
+            "must not have seen."
+        ),
+    ] = "leave-shape-out",
+    fit_fraction: Annotated[
+        float | None,
+        typer.Option(help="Share of the rows to fit on; 0.1 for random, all for the others."),
+    ] = None,
+    hold_out: Annotated[
+        str | None,
+        typer.Option(help="Score only these held-out parts, such as h200_sxm; all by default."),
+    ] = None,
+    seed: SeedOption = 0,
+    residual: Annotated[
+        bool,
+        typer.Option(
+            "--residual/--no-residual",
+            help="Add the learned residual, or score the physics alone (default).",
+        ),
+    ] = False,
+    out: ResultOutOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Score an operator's cost model on measured rows that its fit has not seen.
+
+    Errors are |predicted − measured| / measured; intervals are to hold 80 % of the rows.
+    """
+    from moesim.calibrate import operator as scoring
+    from moesim.calibrate.registry import calibrated_operator
+
+    model = calibrated_operator(operator, residual=residual)
+    console = Console(as_json=as_json, quiet=quiet, out=out)
+    wanted = versions or ("all" if split == "leave-version-out" else "newest")
+    with console.progress("reading") as step:
+        table = model.load(source, _listed(systems), _chosen(wanted), _listed(engines))
+        step("fitting and predicting")
+        found = scoring.evaluate(
+            model,
+            table,
+            split,
+            fit_fraction=fit_fraction,
+            seed=seed,
+            hold_out=_listed(hold_out) or (),
+        )
+    dropped = table.report.to_dict() if table.report is not None else None
+    result: dict[str, Any] = {
+        "schema": EVALUATE_SCHEMA,
+        "ok": True,
+        "source": source,
+        "operator": operator,
+        "systems": sorted(set(table.frame.text("system"))),
+        "versions": wanted,
+        "split": split,
+        "fit_fraction": fit_fraction,
+        "seed": seed,
+        "residual": residual,
+        **found.to_dict(),
+        "hygiene": dropped,
+    }
+    console.result(result, _score_text(result))
+
+
+@app.command()
+def fit(
+    source: Annotated[str, typer.Option(help=SOURCE_HELP)] = "aiconfigurator",
+    operator: Annotated[str, typer.Option(help="Operator to fit, such as moe.")] = "moe",
+    systems: Annotated[str | None, typer.Option(help="Only these systems.")] = None,
+    engines: Annotated[str | None, typer.Option(help="Only these engines.")] = None,
+    versions: Annotated[
+        str, typer.Option(help="newest (of each engine), all, or version numbers.")
+    ] = "newest",
+    date: Annotated[
+        str, typer.Option(help="Date to write into the file; the clock is not read.")
+    ] = "",
+    out: Annotated[Path, typer.Option("--out", help="Folder that receives OPERATOR.json.")] = Path(
+        "fitted"
+    ),
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Fit an operator's coefficients to all measured rows and write them with their provenance."""
+    from moesim.calibrate.fit_file import fitted_moe
+    from moesim.calibrate.registry import calibrated_operator
+    from moesim.safe_io import write_json
+
+    model = calibrated_operator(operator)
+    console = Console(as_json=as_json, quiet=quiet)
+    words = ["moesim calibrate fit", f"--source {source}", f"--operator {operator}"]
+    words += [f"--systems {systems}"] if systems else []
+    words += [f"--engines {engines}"] if engines else []
+    words += [f"--versions {versions}"] if versions != "newest" else []
+    with console.progress("reading") as step:
+        table = model.load(source, _listed(systems), _chosen(versions), _listed(engines))
+        step("fitting")
+        document = fitted_moe(model, table, source=source, date=date, command=" ".join(words))
+    path = write_json(out / f"{operator}.json", document.to_dict())
+    on_bounds = {
+        f"{found.system}/{found.engine}/{found.kernel}/{found.dtype}": list(found.on_bounds)
+        for found in document.fits
+        if found.on_bounds
+    }
+    result: dict[str, Any] = {
+        "schema": FIT_SCHEMA,
+        "ok": True,
+        "operator": operator,
+        "file": str(path),
+        "rows": document.rows,
+        "rows_dropped": document.rows_dropped,
+        "fits": len(document.fits),
+        "on_bounds": on_bounds,
+    }
+    lines = [f"{result['fits']} kernels fitted to {document.rows:,} rows: {path}"]
+    lines += [f"on a bound: {name}: {', '.join(names)}" for name, names in on_bounds.items()]
+    console.result(result, "\n".join(lines))
+
+
+def _chosen(words: str) -> str | list[str]:
+    """What ``Catalogue.select`` takes for versions."""
+    return words if words in ("newest", "all") else _listed(words) or []
+
+
+def _score_text(result: dict[str, Any]) -> str:
+    """The scores for people."""
+    head = f"{'':<64}{'rows':>9}{'MAPE':>8}{'median':>8}{'p90':>8}{'bias':>8}{'in 80 %':>9}"
+    lines = [f"{result['operator']}, {result['split']}, {', '.join(result['systems'])}", head]
+    lines.append(_score_line("all", result))
+    for part in ("by_regime", "by_fold"):
+        lines += [_score_line(name, found) for name, found in result[part].items()]
+    missing = result["rows"] - result["covered"]
+    return "\n".join([*lines, *([f"{missing:,} rows without a prediction"] if missing else [])])
+
+
+def _score_line(name: str, found: dict[str, Any]) -> str:
+    """One line of the table."""
+    names = ("mape", "median_ape", "p90_ape", "bias")
+    cells = [f"{found[key]:>8.1%}" if found[key] is not None else f"{'-':>8}" for key in names]
+    covered = found["interval_coverage"]
+    cells.append(f"{covered:>9.1%}" if covered is not None else f"{'-':>9}")
+    return f"{name[:63]:<64}{found['rows']:>9,}{''.join(cells)}"
 
 
 def _listed(words: str | None) -> list[str] | None:

@@ -1,1 +1,1 @@
-"""Run-time physics of single operators: few coefficients and pure functions, shapes → seconds."""
+"""Run-time cost of kernels: physics with few fitted coefficients, shapes in, seconds out."""

@@ -13,8 +13,9 @@ def moe_frame(system="h100_sxm", version="1.0", *, scale=1.0, seed=0, series=24,
     tokens = np.tile(TOKENS, series)
     which = np.repeat(np.arange(series), len(TOKENS))
     rows = len(tokens)
-    # A floor, then growth in proportion: what every kernel looks like in log-log.
-    latency_s = (2e-5 * (1 + which % 7) + 3e-8 * (1 + which % 5) * tokens) * scale
+    # A floor, then growth in proportion: what every kernel looks like in log-log. Splitting a
+    # layer changes nothing here.
+    latency_s = (2e-5 * (1 + which % 4) + 3e-8 * (1 + which // 48) * tokens) * scale
     latency_s *= np.exp(source.normal(0, noise, rows))
     counts = {
         "tokens": tokens,

@@ -115,7 +115,7 @@ def test_the_installed_moe_tables_of_h100_and_h200(capsys):
     assert {row["engine"] for row in data["tables"]} == {"sglang", "trtllm", "vllm"}
     assert all(row["rows"] > 40_000 for row in data["tables"])  # no mere additions
     hygiene = data["hygiene"]
-    assert 0.001 < hygiene["dropped_share"] < 0.02
+    assert 0.001 < hygiene["dropped_share"] < 0.03
     outliers = next(rule for rule in hygiene["rules"] if rule["rule"] == "sibling-outlier")
     assert outliers["examples"][0]["times_too_slow"] > 10
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from moesim.calibrate.frame import concatenate
+from moesim.calibrate.frame import Frame, concatenate
 from moesim.calibrate.metrics import by_regime, interval_coverage, regimes, score
 from moesim.calibrate.splits import SPLITS, split
 from moesim.errors import InputError, UsageError
@@ -114,3 +114,19 @@ def test_regimes_part_the_rows(rows):
     assert scores["tokens<=64"].mape == pytest.approx(1.0)
     assert scores["tokens>1024"].mape == pytest.approx(0.0)
     assert set(scores) == set(found)
+
+
+def test_very_many_shapes_are_dealt_into_few_folds():
+    side = np.arange(8)
+    n, k = (axis.ravel() for axis in np.meshgrid(side, side))
+    columns = {"n": np.repeat(n, 3), "k": np.repeat(k, 3), "m": np.tile(side[:3], 64)}
+    frame = Frame("gemm", columns, {})
+    folds = list(split(frame, "leave-shape-out", seed=3))
+    assert [name for name, _, _ in folds] == [f"shapes {i} of 8" for i in range(1, 9)]
+    held = np.sum([test for _, _, test in folds], axis=0)
+    assert (held == 1).all()
+    for _, fit, test in folds:
+        assert (fit == ~test).all()
+        assert np.count_nonzero(test) == 24  # 8 of 64 shapes, whole
+    again = list(split(frame, "leave-shape-out", seed=4))
+    assert any((one[2] != other[2]).any() for one, other in zip(folds, again, strict=True))

@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 
 from moesim.hardware import profiles_folder
+from moesim.safe_io import sha256_file
 
 from .commands import (
     EXPERTS,
@@ -102,7 +103,14 @@ def config(**changes: object) -> Make:
 
 
 def routing(values: np.ndarray) -> Make:
-    return lambda folder: np.save(folder / "trace" / "routing.npy", values)
+    """Another routing, with the manifest's hash to match."""
+
+    def make(folder: Path) -> None:
+        file = folder / "trace" / "routing.npy"
+        np.save(file, values)
+        manifest(sha256={"routing.npy": sha256_file(file)})(folder)
+
+    return make
 
 
 def device(old: str, new: str) -> Make:
@@ -309,6 +317,8 @@ TRACE_CASES = [
          "trace/manifest.json", manifest(schema="moesim.trace/9")),
     Case("manifest-dtype", ON_TINY, BAD_INPUT, ("dtype", "int64", "uint8"),
          "trace/manifest.json", manifest(dtype="int64")),
+    Case("manifest-of-another-file", ON_TINY, BAD_INPUT, ("sha256", "record the trace again"),
+         "trace/manifest.json", manifest(sha256={"routing.npy": "0" * 64})),
     Case("manifest-key-missing", ON_TINY, BAD_INPUT, ("top_k", "missing"),
          "trace/manifest.json", manifest(top_k="-")),
     Case("manifest-no-tokens", ON_TINY, BAD_INPUT, ("tokens", "0"),

@@ -1,0 +1,289 @@
+"""Fits the attention models to measured rows, kernel by kernel.
+
+A kernel here is one compiled variant: engines compile by head dimension, cache format, window and
+(for decode) by how many query heads share a key-value head. The sizes of its blocks are not in the
+tables: a few are tried on a small draw of the rows and the best are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+
+from moesim.calibrate.frame import Frame
+from moesim.calibrate.measured_rows import (
+    KERNEL,
+    MeasuredRows,
+    kernel_groups,
+    kernel_name,
+    load_rows,
+    matching_rows,
+    processor_of,
+    regimes,
+)
+from moesim.calibrate.robust_fit import Coefficient, Fitted, evenly_drawn, fit_log
+from moesim.calibrate.tables import PACKAGE
+from moesim.operators.attention import (
+    ARITHMETIC,
+    ELEMENT_BYTES,
+    AttentionCalls,
+    AttentionKernel,
+    AttentionShape,
+    DecodeBlocks,
+    DecodeCoefficients,
+    PrefillBlocks,
+    PrefillCoefficients,
+    attention_seconds,
+    decode_geometry,
+    decode_seconds,
+    prefill_geometry,
+    prefill_seconds,
+)
+from moesim.operators.processor import Processor
+
+__all__ = [
+    "ATTENTION",
+    "CONTEXT_ATTENTION",
+    "GENERATION_ATTENTION",
+    "AttentionOperator",
+    "MeasuredCalls",
+    "fit_decode",
+    "fit_prefill",
+]
+
+LEAST_ROWS = 40
+TRIAL_ROWS, TRIAL_STEPS = 400, 15
+FINAL_ROWS, FINAL_STEPS = 1500, 40
+MANY_HEADS = 32
+"""TensorRT-LLM's kernel for shared key-value heads takes up to 32 query heads each; above, its
+kernel for single heads runs (in the tables: the step in time between 32 and 48)."""
+
+Coefficients = TypeVar("Coefficients", PrefillCoefficients, DecodeCoefficients)
+Choice = TypeVar("Choice")
+
+
+@dataclass(frozen=True)
+class MeasuredCalls(AttentionCalls):
+    """Calls of one kernel with what was measured.
+
+    Attributes:
+        seconds: ``[rows]``.
+    """
+
+    seconds: np.ndarray
+
+
+def prefill_space(seconds: np.ndarray) -> tuple[Coefficient, ...]:
+    """Coefficients of a prefill kernel, with the bounds that physics sets."""
+    fastest_s = float(seconds.min())
+    return (
+        Coefficient("launch_s", 0.8 * fastest_s, 1e-6, max(2 * fastest_s, 4e-6)),
+        Coefficient("block_s", 1e-6, 1e-9, 3e-5),
+        Coefficient("compute_efficiency", 0.6, 0.01, 1.05),
+        # What was just written may still be in the L2 cache: faster than memory.
+        Coefficient("memory_efficiency", 0.6, 0.05, 4.0),
+        Coefficient("cache_efficiency", 0.6, 0.01, 20.0),
+        Coefficient("token_s", 1e-10, 1e-12, 1e-7),
+        Coefficient("longest_share", 0.9, 0.05, 3.0),
+        Coefficient("balance_exponent", 2.0, 1.0, 8.0),
+        Coefficient("slowdown", 0.1, 1e-3, 1.0),
+    )
+
+
+def decode_space(seconds: np.ndarray) -> tuple[Coefficient, ...]:
+    """Coefficients of a decode kernel, with the bounds that physics sets."""
+    fastest_s = float(seconds.min())
+    return (
+        Coefficient("launch_s", 0.7 * fastest_s, 5e-7, max(2 * fastest_s, 4e-6)),
+        Coefficient("block_s", 1e-6, 1e-9, 3e-5),
+        Coefficient("core_bytes_per_s", 60e9, 1e9, 400e9),
+        Coefficient("memory_efficiency", 0.8, 0.1, 1.05),
+        Coefficient("merge_s", 2e-6, 1e-8, 2e-5),
+        Coefficient("head_s", 1e-9, 1e-12, 1e-6),
+        Coefficient("overlap_exponent", 3.0, 1.0, 8.0),
+        Coefficient("blocks_per_core", 1.0, 0.5, 8.0),
+    )
+
+
+def best_choice(
+    fit: Callable[[MeasuredCalls, Choice, int, Mapping[str, float] | None], Fitted],
+    calls: MeasuredCalls,
+    options: Iterable[Choice],
+) -> tuple[Choice, Fitted]:
+    """Try the options on a small draw, fit the best on a larger one."""
+    everything = np.arange(len(calls.seconds))
+    trial = calls.take(evenly_drawn(everything, TRIAL_ROWS))
+    tried = [(fit(trial, blocks, TRIAL_STEPS, None), blocks) for blocks in options]
+    found, blocks = min(tried, key=lambda one: one[0].loss)
+    final = calls.take(evenly_drawn(everything, FINAL_ROWS, seed=1))
+    return blocks, fit(final, blocks, FINAL_STEPS, found.values)
+
+
+def started_at(
+    space: Sequence[Coefficient], start: Mapping[str, float] | None
+) -> list[Coefficient]:
+    return [replace(c, start=(start or {}).get(c.name, c.start)) for c in space]
+
+
+def fit_prefill(
+    calls: MeasuredCalls, shape: AttentionShape, processor: Processor
+) -> tuple[PrefillCoefficients, Fitted]:
+    """Choose the blocks of a prefill kernel and fit its coefficients."""
+
+    def fit(
+        part: MeasuredCalls, blocks: PrefillBlocks, steps: int, start: Mapping[str, float] | None
+    ) -> Fitted:
+        geometry = prefill_geometry(part, shape, blocks)
+
+        def seconds(values: Mapping[str, Any]) -> np.ndarray:
+            c = PrefillCoefficients.model_construct(**values)
+            return prefill_seconds(geometry, c, processor)
+
+        space = started_at(prefill_space(part.seconds), start)
+        return fit_log(seconds, part.seconds, space, evaluations=steps)
+
+    options = [
+        PrefillBlocks(rows, columns, shares)
+        for rows, columns in ((64, 64), (128, 64), (128, 128), (192, 128), (256, 128))
+        for shares in (False, True)
+    ]
+    blocks, found = best_choice(fit, calls, options)
+    return PrefillCoefficients(**blocks._asdict(), **found.values), found
+
+
+def fit_decode(
+    calls: MeasuredCalls, shape: AttentionShape, processor: Processor
+) -> tuple[DecodeCoefficients, Fitted]:
+    """Choose the blocks of a decode kernel and fit its coefficients."""
+
+    def fit(
+        part: MeasuredCalls, blocks: DecodeBlocks, steps: int, start: Mapping[str, float] | None
+    ) -> Fitted:
+        geometry = decode_geometry(part, shape, blocks)
+
+        def seconds(values: Mapping[str, Any]) -> np.ndarray:
+            c = DecodeCoefficients.model_construct(**values)
+            return decode_seconds(geometry, c, processor)
+
+        space = started_at(decode_space(part.seconds), start)
+        return fit_log(seconds, part.seconds, space, evaluations=steps)
+
+    options = [
+        DecodeBlocks(columns, per_block, splits)
+        for columns, per_block, splits in product((64, 128, 256), (1, 64), (False, True))
+    ]
+    blocks, found = best_choice(fit, calls, options)
+    return DecodeCoefficients(**blocks._asdict(), **found.values), found
+
+
+@dataclass(frozen=True)
+class AttentionOperator(Generic[Coefficients]):
+    """Prefill or decode attention as an operator of the calibration."""
+
+    name: str
+    fit_rows: Callable[[MeasuredCalls, AttentionShape, Processor], tuple[Coefficients, Fitted]]
+
+    def load(
+        self,
+        source: str | Path = PACKAGE,
+        systems: Iterable[str] | None = None,
+        versions: str | Iterable[str] = "newest",
+        engines: Iterable[str] | None = None,
+    ) -> MeasuredRows:
+        """Rows after hygiene, with the column ``variant``."""
+        found = load_rows(self.name, source, systems, versions, engines)
+        return replace(found, frame=self.with_variant(found.frame))
+
+    def with_variant(self, frame: Frame) -> Frame:
+        """Add the column that tells compiled variants apart."""
+        window = (frame["window_tokens"] > 0).astype(np.int32)
+        if self.name == "context_attention":
+            names: tuple[str, ...] = ("full", "window")
+            codes = window
+        else:
+            share = frame["heads"] / frame["kv_heads"]
+            few = np.where(share > MANY_HEADS, 2, np.where(share > 1, 1, 0)).astype(np.int32)
+            names = tuple(
+                f"{seen}, {heads}"
+                for seen in ("full", "window")
+                for heads in ("1 head", f"2-{MANY_HEADS} heads", f"over {MANY_HEADS} heads")
+            )
+            codes = window * 3 + few
+        columns = dict(frame.columns) | {"variant": codes}
+        return Frame(frame.operator, columns, dict(frame.labels) | {"variant": names}, frame.notes)
+
+    def shape_key(self, table: MeasuredRows) -> np.ndarray:
+        """Codes of (heads, kv_heads, head_dim, window), ``[rows] int64``."""
+        return table.frame.groups(("heads", "kv_heads", "head_dim", "window_tokens"))
+
+    def regimes(self, table: MeasuredRows) -> dict[str, np.ndarray]:
+        """Codes along which errors differ, the finest division first."""
+        return regimes(table.frame, ("kernel", "dtype", "kv_dtype", "variant"))
+
+    def fit(self, table: MeasuredRows, rows: np.ndarray) -> dict[str, AttentionKernel]:
+        """Fit every kernel on the chosen rows, ``[rows] bool``."""
+        columns = (*KERNEL, "kv_dtype", "head_dim", "variant")
+        kernels: dict[str, AttentionKernel] = {}
+        for label, members in kernel_groups(table.frame, columns, rows, LEAST_ROWS):
+            dtype, kv_dtype = str(label["dtype"]), str(label["kv_dtype"])
+            if dtype not in ARITHMETIC or kv_dtype not in ELEMENT_BYTES:
+                continue
+            processor = processor_of(str(label["system"]), ARITHMETIC[dtype])
+            shape = AttentionShape.plain(int(label["head_dim"]), dtype, kv_dtype)
+            c, found = self.fit_rows(measured_calls(table.frame, members), shape, processor)
+            kernels[kernel_name(label)] = AttentionKernel.model_validate(
+                label
+                | {"processor": processor, "coefficients": c}
+                | {"rows": len(members), "at_bound": found.at_bound}
+            )
+        return kernels
+
+    def predict(
+        self, table: MeasuredRows, coefficients: Mapping[str, AttentionKernel]
+    ) -> np.ndarray:
+        """Seconds, ``[rows]``; NaN where no kernel covers a row.
+
+        A variant that was not fitted is predicted by the largest fit of the same kernel that
+        differs only in how many heads share a cache.
+        """
+        frame = table.frame
+        seconds = np.full(len(frame), np.nan)
+        for kernel in sorted(coefficients.values(), key=lambda kernel: -kernel.rows):
+            _predict(seconds, frame, kernel, {kernel.variant})
+        for kernel in sorted(coefficients.values(), key=lambda kernel: -kernel.rows):
+            seen = kernel.variant.partition(",")[0]
+            alike = {name for name in frame.labels["variant"] if name.partition(",")[0] == seen}
+            _predict(seconds, frame, kernel, alike)
+        return seconds
+
+
+def _predict(
+    seconds: np.ndarray, frame: Frame, kernel: AttentionKernel, variants: set[str]
+) -> None:
+    """Fill what is still open of a kernel's variants."""
+    columns = (*KERNEL, "kv_dtype", "head_dim")
+    members = matching_rows(frame, {name: getattr(kernel, name) for name in columns})
+    open_ = np.isnan(seconds[members]) & frame.is_label("variant", *variants)[members]
+    members = members[open_]
+    if len(members):
+        calls = measured_calls(frame, members)
+        seconds[members] = attention_seconds(
+            calls, kernel.head, kernel.coefficients, kernel.processor
+        )
+
+
+def measured_calls(frame: Frame, rows: np.ndarray) -> MeasuredCalls:
+    names = ("batch", "query_tokens", "past_tokens", "heads", "kv_heads", "window_tokens")
+    return MeasuredCalls(*(frame[name][rows] for name in (*names, "latency_s")))
+
+
+CONTEXT_ATTENTION = AttentionOperator("context_attention", fit_prefill)
+GENERATION_ATTENTION: AttentionOperator[DecodeCoefficients] = AttentionOperator(
+    "generation_attention", fit_decode
+)
+ATTENTION = (CONTEXT_ATTENTION, GENERATION_ATTENTION)

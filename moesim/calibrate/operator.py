@@ -1,0 +1,195 @@
+"""What a calibrated operator must offer, and scoring it on rows that its fit has not seen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from moesim.calibrate.frame import Frame
+from moesim.calibrate.hygiene import HygieneReport
+from moesim.calibrate.intervals import Interval, leave_fold_out
+from moesim.calibrate.metrics import Score, by_regime, score
+from moesim.calibrate.splits import split
+from moesim.errors import UsageError
+from moesim.schema import Document
+
+__all__ = ["CalibratedOperator", "Evaluation", "Table", "evaluate"]
+
+INNER_FOLDS = 2
+"""Parts that the rows of a single fit are cut into, to get held-out residuals out of them."""
+
+
+class Table(Protocol):
+    """Measured rows of one operator, and whatever the operator keeps beside them."""
+
+    @property
+    def frame(self) -> Frame:
+        """The rows after hygiene."""
+        ...
+
+    @property
+    def report(self) -> HygieneReport | None:
+        """What hygiene dropped."""
+        ...
+
+
+T = TypeVar("T", bound=Table)
+
+
+class CalibratedOperator(Protocol[T]):
+    """An operator model with coefficients that measured rows decide."""
+
+    name: str
+
+    def load(
+        self,
+        source: str,
+        systems: list[str] | None,
+        versions: str | list[str] = "newest",
+        engines: list[str] | None = None,
+    ) -> T:
+        """Rows after hygiene."""
+        ...
+
+    def shape_key(self, table: T) -> np.ndarray:
+        """Codes of rows that leave-shape-out holds out together, ``[rows] int64``."""
+        ...
+
+    def fit(self, table: T, rows: np.ndarray) -> Mapping[str, Document]:
+        """Coefficients by group, from the rows of a mask ``[rows] bool`` and no others."""
+        ...
+
+    def predict(self, table: T, coefficients: Mapping[str, Any]) -> np.ndarray:
+        """Seconds ``[rows]``; NaN where the coefficients do not reach."""
+        ...
+
+    def regimes(self, table: T) -> dict[str, np.ndarray]:
+        """Codes ``[rows]`` along which errors differ, finest division first."""
+        ...
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """An operator scored on held-out rows.
+
+    Attributes:
+        score: Over all held-out rows.
+        by_regime: By tokens, type, kernel, system and so on.
+        by_fold: By what was held out.
+        coefficients: Fitted documents by fold and group.
+        predicted_s: ``[rows]``; NaN where a row was never held out or is not covered.
+        interval: 80 % interval of each row.
+    """
+
+    score: Score
+    by_regime: dict[str, Score]
+    by_fold: dict[str, Score]
+    coefficients: dict[str, Mapping[str, Document]]
+    predicted_s: np.ndarray
+    interval: Interval
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, in the shape of ``moesim.calibrate/1``."""
+        return {
+            **self.score.to_dict(),
+            "by_regime": {name: found.to_dict() for name, found in self.by_regime.items()},
+            "by_fold": {name: found.to_dict() for name, found in self.by_fold.items()},
+            "coefficients": {
+                fold: {name: document.to_dict() for name, document in fits.items()}
+                for fold, fits in self.coefficients.items()
+            },
+        }
+
+
+def evaluate(
+    operator: CalibratedOperator[T],
+    table: T,
+    kind: str,
+    *,
+    fit_fraction: float | None = None,
+    seed: int = 0,
+    hold_out: Sequence[str] = (),
+) -> Evaluation:
+    """Fit on each fold's rows, predict the rows it holds out, score all of those together.
+
+    Intervals of a fold come from the residuals of the other folds' held-out rows. A split with
+    one fold cuts its fitted rows again, so that no residual of a judged row is ever used.
+
+    Args:
+        operator: The model.
+        table: Its rows.
+        kind: A split of :func:`moesim.calibrate.splits.split`.
+        fit_fraction: Share of the rows that may be fitted on.
+        seed: Of that draw.
+        hold_out: Judge only folds with one of these in their name; the others still give
+            residuals for the intervals.
+
+    Raises:
+        UsageError: If no fold has such a name.
+    """
+    frame = table.frame
+    measured_s = frame["latency_s"]
+    folds = list(split(frame, kind, fit_fraction=fit_fraction, seed=seed))
+    judged = {name for name, _, _ in folds if _named(name, hold_out)}
+    if not judged:
+        raise UsageError(
+            f"nothing is held out under {', '.join(hold_out)}\n"
+            f"fix: use part of {'; '.join(name for name, _, _ in folds)}"
+        )
+    predicted = np.full(len(frame), np.nan)
+    fold_of = np.full(len(frame), -1)
+    coefficients = {}
+    for number, (name, fit, test) in enumerate(folds):
+        fits = operator.fit(table, fit)
+        predicted[test] = operator.predict(table, fits)[test]
+        fold_of[test] = number
+        if name in judged:
+            coefficients[name] = fits
+    residuals, residual_fold = predicted.copy(), fold_of.copy()
+    if len(folds) == 1:
+        inner = _inner_predictions(operator, table, folds[0][1], seed)
+        seen = np.isfinite(inner)
+        residuals[seen], residual_fold[seen] = inner[seen], -2
+        residuals[~seen] = np.nan
+    interval = leave_fold_out(
+        predicted, fold_of, np.log(measured_s / residuals), residual_fold, operator.regimes(table)
+    )
+    tested = np.isin(fold_of, [i for i, (name, _, _) in enumerate(folds) if name in judged])
+    by_fold = {
+        name: score(*(a[fold_of == i] for a in (predicted, measured_s, *interval.ends())))
+        for i, (name, _, _) in enumerate(folds)
+        if name in judged
+    }
+    ends = [end[tested] for end in interval.ends()]
+    return Evaluation(
+        score(predicted[tested], measured_s[tested], *ends),
+        by_regime(frame.take(tested), predicted[tested], *ends),
+        by_fold,
+        coefficients,
+        np.where(tested, predicted, np.nan),
+        interval,
+    )
+
+
+def _inner_predictions(
+    operator: CalibratedOperator[T], table: T, fit: np.ndarray, seed: int
+) -> np.ndarray:
+    """Predictions of fitted rows by fits on the other parts of them, ``[rows]`` seconds."""
+    predicted = np.full(len(fit), np.nan)
+    rows = np.flatnonzero(fit)
+    part = np.random.default_rng((seed, 1)).integers(INNER_FOLDS, size=len(rows))
+    for number in range(INNER_FOLDS):
+        others = np.zeros(len(fit), bool)
+        others[rows[part != number]] = True
+        own = rows[part == number]
+        predicted[own] = operator.predict(table, operator.fit(table, others))[own]
+    return predicted
+
+
+def _named(name: str, wanted: Sequence[str]) -> bool:
+    """Whether a fold is one of those asked for: it has one of the words among its values."""
+    values = {value for part in name.split(",") for value in (part, part.partition("=")[2])}
+    return not wanted or any(word in values or word == name for word in wanted)

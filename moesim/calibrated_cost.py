@@ -1,0 +1,149 @@
+"""Seconds of a device for its experts, from coefficients fitted to measured kernels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from moesim.cost import ExpertTime
+from moesim.hardware import Device
+from moesim.model import ModelSpec
+from moesim.operators.moe import (
+    TILES,
+    MoeDevice,
+    MoeShapes,
+    moe_time_s,
+    padded_tiles,
+)
+from moesim.operators.moe_fits import MoeFit
+from moesim.operators.moe_kernels import (
+    ACTIVATION_BYTES,
+    ARITHMETIC,
+    cache_bytes,
+    tile_choice,
+    weight_bytes,
+)
+from moesim.schema import Evidence
+
+__all__ = ["CalibratedCost"]
+
+
+@dataclass(frozen=True)
+class CalibratedCost:
+    """:class:`~moesim.cost.ExpertCost` of one kernel on one kind of device.
+
+    Attributes:
+        fit: The kernel and its coefficients.
+        device: What the physics needs of the device.
+        hidden: Elements of a token that reach an expert.
+        width: Elements between an expert's GEMMs.
+        input_matrices: 2 for gated experts, 1 for plain ones.
+        devices: Of the expert-parallel group, over which tokens are taken to come from evenly.
+        top_k: Experts per token.
+    """
+
+    fit: MoeFit
+    device: MoeDevice
+    hidden: int
+    width: int
+    input_matrices: int
+    devices: int
+    top_k: int
+
+    @classmethod
+    def of(cls, model: ModelSpec, device: Device, fit: MoeFit, devices: int) -> CalibratedCost:
+        """Cost of a model's routed experts on a group of devices, by a fitted kernel."""
+        arithmetic = ARITHMETIC[fit.dtype]
+        cores = device.cores.value if device.cores is not None else 1
+        numbers = (
+            device.memory_bytes_per_s,
+            device.peak_flop_per_s(arithmetic),
+            cores,
+            cache_bytes(device.name),
+        )
+        return cls(
+            fit=fit,
+            device=MoeDevice(*(np.array(float(number)) for number in numbers)),
+            hidden=model.expert_input_size,
+            width=model.expert_width,
+            input_matrices=model.expert_matrices - 1,
+            devices=devices,
+            top_k=model.top_k,
+        )
+
+    @property
+    def evidence(self) -> Evidence:
+        """Fitted; the device's own figures enter only as the unit of the shares."""
+        return Evidence.FITTED
+
+    def time(self, slot_tokens: np.ndarray) -> ExpertTime:
+        """See :meth:`moesim.cost.ExpertCost.time`."""
+        tokens = np.asarray(slot_tokens, float)
+        flat = tokens.reshape(-1, tokens.shape[-1])
+        shapes = self._shapes(flat)
+        total_s = moe_time_s(shapes, self.device, self.fit.coefficients)
+        memory_s = moe_time_s(shapes, self._without_arithmetic(), self.fit.coefficients)
+        compute_s = self._arithmetic_s(shapes.copies)
+        parts = (np.minimum(memory_s, total_s), np.minimum(compute_s, total_s), total_s)
+        memory_s, compute_s, total_s = (part.reshape(tokens.shape[:-1]) for part in parts)
+        return ExpertTime(memory_s, compute_s, total_s)
+
+    def lower_bound_s(self, expert_tokens: np.ndarray, speed: float) -> np.ndarray:
+        """See :meth:`moesim.cost.ExpertCost.lower_bound_s`.
+
+        Per device the time is at least that of streaming its active experts' weights, and at
+        least that of its tokens on unpadded tiles; both add up over devices.
+        """
+        of = self.fit.coefficients
+        active = np.count_nonzero(expert_tokens, axis=-1)
+        copies = np.asarray(expert_tokens, float).sum(axis=-1)
+        bandwidth = of.weight_bandwidth_share * max(1, of.small_bandwidth, of.large_bandwidth)
+        weights = (self.input_matrices + 1) * self.hidden * self.width
+        streamed = active * weights * weight_bytes(self.fit.kernel, self.fit.dtype)
+        memory_s = streamed / (self.device.memory_bytes_per_s * bandwidth)
+        return np.maximum(memory_s, self._arithmetic_s(copies)) / speed
+
+    def _arithmetic_s(self, copies: np.ndarray) -> np.ndarray:
+        """Seconds of the arithmetic alone at the kernel's best tile, nothing padded."""
+        of = self.fit.coefficients
+        per_row = float(np.min(of.tile_rows / TILES + of.row_cost))
+        per_row *= min(1, of.small_cost, of.large_cost)
+        flops = 2.0 * (self.input_matrices + 1) * self.hidden * self.width
+        return copies * flops * per_row / self.device.peak_flop_per_s
+
+    def _without_arithmetic(self) -> MoeDevice:
+        """The device with arithmetic that takes no time."""
+        device = self.device
+        return MoeDevice(
+            device.memory_bytes_per_s,
+            device.peak_flop_per_s * 1e9,
+            device.cores,
+            device.cache_bytes,
+        )
+
+    def _shapes(self, slot_tokens: np.ndarray) -> MoeShapes:
+        """Layers of ``[rows, s]`` tokens per slot."""
+        rows, slots = slot_tokens.shape
+        copies = slot_tokens.sum(axis=1)
+        group_copies = copies * self.devices
+        kernel, dtype = self.fit.kernel, self.fit.dtype
+        local, width = np.full(rows, float(slots)), np.full(rows, float(self.width))
+        allowed, variant = tile_choice(
+            kernel, dtype, self.fit.system, group_copies / self.top_k, group_copies, local, width
+        )
+        return MoeShapes(
+            hidden=np.full(rows, float(self.hidden)),
+            width=width,
+            input_matrices=np.full(rows, float(self.input_matrices)),
+            weight_bytes=np.full(rows, weight_bytes(kernel, dtype)),
+            activation_bytes=np.full(rows, ACTIVATION_BYTES[ARITHMETIC[dtype]]),
+            local_experts=local,
+            group_copies=group_copies,
+            active=np.count_nonzero(slot_tokens, axis=1).astype(float),
+            copies=copies,
+            squared_copies=(slot_tokens**2).sum(axis=1),
+            tiles=padded_tiles(slot_tokens),
+            tile_allowed=allowed,
+            variant=variant,
+        )
