@@ -84,7 +84,7 @@ def score_operator(operator: CommOperator, table: CommTable, split: str) -> dict
     (of the other half of the systems, or groups, where a split has a single fold). ``None`` where
     nothing can be left out or nothing is covered.
     """
-    frame, groups = table.frame, table.frame.groups(operator.group)
+    frame = table.frame
     predicted = np.full(len(frame), np.nan)
     fold_of = np.full(len(frame), -1)
     for number, (fit, test) in enumerate(folds(operator, table, split)):
@@ -94,8 +94,9 @@ def score_operator(operator: CommOperator, table: CommTable, split: str) -> dict
     if not np.isfinite(predicted).any():
         return None
     if len(np.unique(fold_of[tested])) == 1:
-        halves: np.ndarray = frame["system"] if len(np.unique(frame["system"])) > 1 else groups
-        fold_of = np.where(tested, halves % 2, -1).astype(np.int64)
+        several = len(np.unique(frame["system"])) > 1
+        halves = frame.groups(("system",) if several else operator.group)
+        fold_of = np.where(tested, halves % 2, -1)
     measured = frame["latency_s"]
     lo, hi = _intervals(predicted, measured, fold_of, operator.regimes(table))
     result = {}
