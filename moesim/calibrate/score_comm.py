@@ -96,7 +96,7 @@ def score_operator(operator: CommOperator, table: CommTable, split: str) -> dict
     if len(np.unique(fold_of[tested])) == 1:
         several = len(np.unique(frame["system"])) > 1
         halves = frame.groups(("system",) if several else operator.group)
-        fold_of = np.where(tested, halves % 2, -1)
+        fold_of[:] = np.where(tested, halves % 2, -1)
     measured = frame["latency_s"]
     lo, hi = _intervals(predicted, measured, fold_of, operator.regimes(table))
     result = {}

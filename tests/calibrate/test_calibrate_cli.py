@@ -141,6 +141,8 @@ def test_every_installed_operator_that_is_small_can_be_read():
     catalogue = open_catalogue()
     seen = 0
     for operator in OPERATORS.values():
+        if not operator.files:  # measured on one's own machine
+            continue
         if sum(table.rows for table in catalogue.select(operator.files)) > 50_000:
             continue
         frame = read_operator(catalogue, operator.name)

@@ -213,7 +213,8 @@ def test_every_operator_has_distinct_files_and_its_shape_and_series_among_its_ke
     files = [file for operator in OPERATORS.values() for file in operator.files]
     assert len(files) == len(set(files))
     for operator in OPERATORS.values():
-        assert {*operator.shape, operator.series} <= set(operator.key)
+        if operator.files:  # operators measured on one's own machine have none
+            assert {*operator.shape, operator.series} <= set(operator.key)
 
 
 def test_reading_imports_no_code_of_the_package(folder):
