@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moesim.cli.console import Console, JsonOption, QuietOption, ResultOutOption, SeedOption
+from moesim.cli.console import (
+    Console,
+    JsonOption,
+    NoSeedOption,
+    QuietOption,
+    ResultOutOption,
+    SeedOption,
+)
 
 if TYPE_CHECKING:
     from moesim.calibrate.tables import Catalogue, TableFile
@@ -43,6 +50,8 @@ def tables(
     versions: Annotated[
         str, typer.Option(help="newest (of each engine), all, or version numbers.")
     ] = "newest",
+    seed: NoSeedOption = 0,
+    out: ResultOutOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -57,7 +66,7 @@ def tables(
 
     if operator is not None and operator not in OPERATORS:
         raise UsageError(f"unknown operator {operator}\nfix: use one of {', '.join(OPERATORS)}")
-    console = Console(as_json=as_json, quiet=quiet)
+    console = Console(as_json=as_json, quiet=quiet, out=out)
     names, makers = _listed(systems), _listed(engines)
     wanted = _chosen(versions)
     with console.progress("listing") as step:
@@ -184,6 +193,7 @@ def fit(
     out: Annotated[Path, typer.Option("--out", help="Folder that receives OPERATOR.json.")] = Path(
         "fitted"
     ),
+    seed: NoSeedOption = 0,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:

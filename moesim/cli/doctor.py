@@ -32,7 +32,7 @@ CORE = (
 
 EXTRAS = {
     "kernels": ("torch", "triton"),
-    "measured": ("aiconfigurator-core",),
+    "measured": ("aiconfigurator-core", "pyarrow", "scipy"),
     "highs": ("highspy",),
     "parquet": ("pyarrow", "pandas"),
     "ray": ("ray",),
