@@ -86,7 +86,7 @@ def score_operator(operator: CommOperator, table: CommTable, split: str) -> dict
     """
     frame = table.frame
     predicted = np.full(len(frame), np.nan)
-    fold_of = np.full(len(frame), -1)
+    fold_of: np.ndarray = np.full(len(frame), -1)
     for number, (fit, test) in enumerate(folds(operator, table, split)):
         seconds = operator.predict(table, operator.fit(table, fit))
         predicted[test], fold_of[test] = seconds[test], number
