@@ -32,10 +32,27 @@ def count_ids(ids: np.ndarray, bins: int) -> np.ndarray:
     Returns:
         [bins] int64.
     """
+    flat = _plain(ids).reshape(-1)
+    if flat.dtype == np.uint8:
+        return _count_bytes(flat, bins)
     tables = np.zeros((4, bins), np.uint32)
-    _count_ids(_plain(ids).reshape(-1), tables)
+    _count_ids(flat, tables)
     counts: np.ndarray = tables.sum(axis=0, dtype=np.int64)
     return counts
+
+
+def _count_bytes(ids: np.ndarray, bins: int) -> np.ndarray:
+    """As :func:`count_ids` of uint8, eight ids to a load; what is not aligned to 8 is left over."""
+    head = -ids.ctypes.data % 8
+    end = head + max(ids.size - head, 0) // 8 * 8
+    tables = np.zeros((8, 256), np.uint32)
+    if end > head:
+        _count_words(ids[head:end].view(np.uint64), tables)
+        rest = np.concatenate((ids[:head], ids[end:]))
+    else:
+        rest = ids
+    counts = tables.sum(axis=0, dtype=np.int64) + np.bincount(rest, minlength=256)
+    return counts[:bins] if bins <= 256 else np.pad(counts, (0, bins - 256))
 
 
 def count_groups(ids: np.ndarray, groups: np.ndarray, table: np.ndarray) -> None:
@@ -87,6 +104,24 @@ def _plain(array: np.ndarray) -> np.ndarray:
     view = np.require(array, requirements=["C", "A"]).view(np.ndarray)
     view.flags.writeable = False
     return view
+
+
+@compiled
+def _count_words(words: np.ndarray, tables: np.ndarray) -> None:
+    # Eight tables: no increment waits for the one before, and eight ids cost one load.
+    one, byte = np.uint32(1), np.uint64(255)
+    t0, t1, t2, t3 = tables[0], tables[1], tables[2], tables[3]
+    t4, t5, t6, t7 = tables[4], tables[5], tables[6], tables[7]
+    for i in range(words.size):
+        word = words[i]
+        t0[word & byte] += one
+        t1[(word >> np.uint64(8)) & byte] += one
+        t2[(word >> np.uint64(16)) & byte] += one
+        t3[(word >> np.uint64(24)) & byte] += one
+        t4[(word >> np.uint64(32)) & byte] += one
+        t5[(word >> np.uint64(40)) & byte] += one
+        t6[(word >> np.uint64(48)) & byte] += one
+        t7[word >> np.uint64(56)] += one
 
 
 @compiled

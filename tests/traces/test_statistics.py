@@ -360,3 +360,13 @@ def test_importing_loads_neither_numba_nor_pandas():
     code = "import sys, moesim.traces.statistics as s; print({'numba','pandas'} & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert found.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("bins", [200, 256, 300])
+def test_bytes_are_counted_wherever_they_start(bins):
+    values = np.random.default_rng(0).integers(0, 200, 64, dtype=np.uint8)
+    for start in range(9):
+        for size in range(0, 30):
+            ids = values[start : start + size].reshape(-1, 1)
+            expected = np.bincount(ids.ravel(), minlength=bins)
+            np.testing.assert_array_equal(counting.count_ids(ids, bins), expected)
