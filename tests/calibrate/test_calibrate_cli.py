@@ -9,8 +9,6 @@ from moesim.cli.app import app
 from moesim.cli.console import run
 from tests.calibrate.synthetic import moe_columns, write_table
 
-pytest.importorskip("pyarrow")
-
 installed = pytest.mark.skipif(
     importlib.util.find_spec("aiconfigurator_core") is None,
     reason="the extra measured is not installed",

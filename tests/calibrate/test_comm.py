@@ -515,7 +515,6 @@ def test_nvlink_alltoall_is_monotonic_and_slower_for_more_copies():
 @pytest.fixture
 def nccl(tmp_path):
     """A folder with NCCL all-reduce rows on H100 and the very same rows as H200's."""
-    pytest.importorskip("pyarrow")
     size, count = grid()
     seconds = noisy(collective_s(TRUE, size, count))
     for system in ("h100_sxm", "h200_sxm"):

@@ -13,9 +13,6 @@ from moesim.operators.moe_fits import FittedMoe
 from tests.calibrate.synthetic import write_table
 from tests.calibrate.test_fit_moe import rows, timed
 
-pytest.importorskip("pyarrow")
-pytest.importorskip("scipy")
-
 RENAMED = {
     "tokens": "num_tokens",
     "hidden": "hidden_size",

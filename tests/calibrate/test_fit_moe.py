@@ -11,8 +11,6 @@ from moesim.errors import UsageError
 from moesim.operators.moe import MoeCoefficients, moe_time_s
 from tests.calibrate.synthetic import changed
 
-pytest.importorskip("scipy")
-
 TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384)
 SHAPES = ((4096, 1536, 8, 128), (7168, 2048, 8, 256), (4096, 14336, 2, 8), (2048, 768, 8, 128))
 TRUTH = MoeCoefficients.of_vector(

@@ -464,7 +464,8 @@ def test_a_real_measurement() -> None:
 
 
 def test_the_layers_that_are_timed_compute_what_they_claim() -> None:
-    torch = pytest.importorskip("torch")
+    import torch
+
     from moesim.calibrate.torch_workloads import CpuWorkloads, CudaWorkloads
 
     rows, hidden, inter = 5, 64, 32
@@ -511,7 +512,8 @@ def test_options_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) ->
     ):
         with pytest.raises(UsageError, match=words):
             measure(options)
-    torch = pytest.importorskip("torch")
+    import torch
+
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UsageError, match="no GPU"):
         measure(MeasureOptions(device="cuda"))

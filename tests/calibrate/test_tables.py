@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from packaging.version import Version
 
@@ -11,8 +12,6 @@ from moesim.calibrate.operators import OPERATORS, read_operator
 from moesim.calibrate.tables import data_folder, open_catalogue, version_key
 from moesim.errors import InputError, MissingExtraError, UsageError
 from tests.calibrate.synthetic import moe_columns, write_table
-
-pa = pytest.importorskip("pyarrow")
 
 VERSIONS = [
     *("0.1.dev19262", "0.5.6.post2", "0.5.9", "0.5.10", "0.5.14", "0.14.0", "0.24.0", "1.0.0"),

@@ -9,11 +9,9 @@ import warnings
 from importlib import resources
 
 import pytest
+import torch
 
 from moesim.model import load_model, model_names, parse_hf_config
-
-torch = pytest.importorskip("torch")
-pytest.importorskip("transformers")
 
 UNSUPPORTED = {
     "grok-1": "transformers has no Grok",

@@ -2,10 +2,9 @@
 
 import numpy as np
 import pytest
+import torch
 
 from moesim.planners.introsort import STABLE_UP_TO, _heapsort, descending_order
-
-torch = pytest.importorskip("torch")
 
 
 def torch_order(keys):

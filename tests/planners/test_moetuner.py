@@ -63,7 +63,6 @@ def worst_start(items):
 
 @pytest.mark.parametrize("free", [False, True])
 def test_first_ilp_is_optimal(free):
-    pytest.importorskip("highspy")
     rng = np.random.default_rng(0)
     solved = 0
     for index in range(150):

@@ -25,11 +25,6 @@ ROOT = Path(__file__).parents[2]
 SOLVERS = ["cbc", "highs"]
 
 
-@pytest.fixture(autouse=True)
-def _highs():
-    pytest.importorskip("highspy")
-
-
 def makespan_model(experts, clusters, seed=0):
     """Spread experts over equally large clusters, minimise the largest load."""
     loads = np.random.default_rng(seed).gamma(1.0, 1.0, experts)

@@ -1,18 +1,18 @@
 """Made-up plan outcomes with the fields that reports read.
 
 The numbers are synthetic but hang together: device loads follow from the placements and loads,
-traffic from device loads, times from both. Classes stand in for those of ``planners/outcome.py``,
-``model.py`` and ``cluster.py``; a test compares their fields with the real ones.
+traffic from device loads, times from both. Plain namespaces stand in for model and cluster.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from types import SimpleNamespace
 
 import numpy as np
 
 from moesim.placement import Placement
+from moesim.planners.outcome import Bound, PlannerScore, PlanOutcome
 from moesim.schema import Evidence
 from moesim.step import StepCost
 
@@ -20,55 +20,6 @@ HOSTILE = (
     "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>|`*[a](javascript:x)\x1b[31m[red]"
 )
 """Means something to HTML, Markdown, a terminal and rich all at once."""
-
-
-@dataclass(frozen=True)
-class PlannerScore:
-    name: str
-    placement: Placement
-    cost: StepCost
-    holdout: StepCost | None
-    solve_s: float
-    outcome: str
-    summary: str
-
-
-@dataclass(frozen=True)
-class Bound:
-    lower_bound_s: float
-    gap: float
-    proven: bool
-
-
-@dataclass(frozen=True)
-class PlanOutcome:
-    model: SimpleNamespace
-    cluster: SimpleNamespace
-    trace_name: str
-    trace_sha256: str | None
-    trace_note: str
-    tokens: int
-    moe_layers: tuple[int, ...]
-    experts: int
-    top_k: int
-    loads: np.ndarray
-    holdout_fraction: float
-    comm: str
-    phase: str
-    tokens_per_device: int
-    redundant: int
-    seed: int
-    scores: dict[str, PlannerScore]
-    chosen: str
-    baseline: str
-    bound: Bound
-    command: str
-    version: str
-    inputs: dict[str, str]
-    files: dict[str, str]
-    launch: dict[str, list[str]]
-    left_out: dict[str, str]
-    skipped: dict[str, str]
 
 
 def _cluster(devices: int, nodes: int) -> SimpleNamespace:
