@@ -1,0 +1,58 @@
+"""Triton, or a stand-in where it is not installed; and how kernels run in this process.
+
+Triton has no wheel for every system. The references and the cost functions need none of it, so the
+modules that hold them import Triton from here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from moesim.errors import MissingExtraError, UsageError
+
+try:
+    import triton
+    import triton.language as tl
+except ModuleNotFoundError as error:
+    if error.name != "triton":
+        raise
+    triton = None
+    tl = None
+
+__all__ = ["HAS_TRITON", "INTERPRETED", "jit", "runs_triton", "tl", "triton"]
+
+HAS_TRITON = triton is not None
+
+INTERPRETED = HAS_TRITON and os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on")
+"""Whether kernels run in Triton's interpreter, which is decided when they are decorated."""
+
+
+class _Missing:
+    """A kernel that cannot be launched because there is no Triton."""
+
+    def __getitem__(self, grid: object) -> Callable[..., Any]:
+        raise MissingExtraError("triton", "kernels", "running this kernel")
+
+
+def jit(function: Callable[..., Any]) -> Any:
+    """``triton.jit``, or an object that says that Triton is missing when it is launched."""
+    return triton.jit(function) if HAS_TRITON else _Missing()
+
+
+def runs_triton(*tensors: torch.Tensor | None) -> bool:
+    """Whether an op on these tensors launches its Triton kernel.
+
+    It does on a GPU, and everywhere under ``TRITON_INTERPRET=1``. On a CPU it runs plain torch.
+
+    Raises:
+        UsageError: If the tensors are not all on one device.
+    """
+    devices = {tensor.device for tensor in tensors if tensor is not None}
+    if len(devices) != 1:
+        names = ", ".join(sorted(str(device) for device in devices))
+        raise UsageError(f"the arguments of one op lie on {names}\nfix: move them to one device")
+    return INTERPRETED or devices.pop().type == "cuda"
