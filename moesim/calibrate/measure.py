@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from moesim.calibrate import environment
+from moesim import environment
 from moesim.calibrate.measure_plan import PlanLimits, plan_workloads
 from moesim.calibrate.measurements import Environment, Measurements, Workload, finish
 from moesim.calibrate.torch_workloads import (

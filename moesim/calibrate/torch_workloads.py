@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from moesim.calibrate.measurements import Workload
-from moesim.errors import UsageError
 from moesim.extras import require
+from moesim.kernels.bench_timing import Clock, cpu_clock
+from moesim.kernels.weight_pool import WeightPool
 
 __all__ = [
     "Clock",
@@ -30,8 +31,6 @@ __all__ = [
     "torch_module",
 ]
 
-Clock = Literal["wall", "thread-cpu", "cuda-event"]
-ALIGN_BYTES = 64
 INT8_SCALE = 1.0 / 127
 
 
@@ -52,20 +51,6 @@ def torch_module() -> Any:
     return require("torch", "kernels", "calibrate measure")
 
 
-def cpu_clock(kind: Clock) -> Callable[[], float]:
-    """Seconds of a clock.
-
-    ``thread-cpu`` counts the time that this thread ran on a processor, so that other programs on
-    a busy machine do not count; it says nothing about work in other threads.
-    """
-    if kind == "wall":
-        return time.perf_counter
-    if not hasattr(time, "CLOCK_THREAD_CPUTIME_ID"):
-        raise UsageError("this system has no clock per thread\nfix: use --clock wall")
-    clock_id = time.CLOCK_THREAD_CPUTIME_ID
-    return lambda: time.clock_gettime(clock_id)
-
-
 def multiplies_int8(torch: Any) -> bool:
     """Whether torch multiplies 8-bit matrices on this CPU."""
     ones = torch.ones(32, 32, dtype=torch.int8)
@@ -77,32 +62,6 @@ def multiplies_int8(torch: Any) -> bool:
 
 def _torch_dtypes(torch: Any) -> dict[str, Any]:
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
-
-
-class _Pool:
-    """Weights in a row, handed out in turn."""
-
-    def __init__(self, torch: Any, pool_bytes: int, device: str) -> None:
-        self._torch = torch
-        self._dtypes = _torch_dtypes(torch)
-        generator = torch.Generator(device=device).manual_seed(0)
-        block = torch.empty(2**20, dtype=torch.float32, device=device)
-        block = block.normal_(0, 0.05, generator=generator).to(torch.bfloat16)
-        self._data = torch.empty(pool_bytes // 2, dtype=torch.bfloat16, device=device)
-        for start in range(0, len(self._data), len(block)):
-            part = self._data[start : start + len(block)]
-            part.copy_(block[: len(part)])
-        self._bytes = self._data.view(torch.int8)
-        self._cursor = 0
-
-    def take(self, count: int, dtype: str, *, again: bool = False) -> Any:
-        """The next ``count`` numbers, from the start where the pool ends; or those at its start."""
-        kind = self._dtypes[dtype]
-        size = count * kind.itemsize
-        start = 0 if again or self._cursor + size > len(self._bytes) else self._cursor
-        if not again:
-            self._cursor = -(-(start + size) // ALIGN_BYTES) * ALIGN_BYTES
-        return self._bytes[start : start + size].view(kind)
 
 
 def _most(workloads: Sequence[Workload], size: Callable[[Workload], int]) -> int:
@@ -128,7 +87,7 @@ class CpuWorkloads:
         self._torch.set_num_threads(threads)
         self._clock = cpu_clock(clock)
         self._dtypes = _torch_dtypes(self._torch)
-        self._pool = _Pool(self._torch, pool_bytes, "cpu")
+        self._pool = WeightPool(self._torch, pool_bytes, "cpu")
         largest_copy = max((w.moved_bytes for w in workloads), default=1)
         self._copy_target = self._torch.zeros(max(1, largest_copy), dtype=self._torch.int8)
         rows = _most(workloads, lambda w: max(w.expert_rows))
@@ -245,7 +204,7 @@ class CudaWorkloads:
         self._torch = torch_module()
         self._dtypes = _torch_dtypes(self._torch)
         self._device = device
-        self._pool = _Pool(self._torch, pool_bytes, device)
+        self._pool = WeightPool(self._torch, pool_bytes, device)
         largest_copy = max((w.moved_bytes for w in workloads), default=1)
         on_device = {"dtype": self._torch.int8, "device": device}
         self._copy_target = self._torch.zeros(max(1, largest_copy), **on_device)
