@@ -21,7 +21,9 @@ import argparse
 import json
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Any
 
 from moesim.errors import MoesimError, UsageError
 from moesim.kernels.bench_cases import Case
@@ -77,29 +79,23 @@ def _planned(case: Case, device: str) -> dict[str, object]:
     }
 
 
-def summary(document: dict[str, object]) -> str:
-    """What was measured, for people: rates of each kernel by regime."""
-    lines = []
-    entries: list[dict[str, object]] = document["cases"]  # type: ignore[assignment]
-    ceilings: dict[str, float] = document["ceilings"]  # type: ignore[assignment]
-    for name, unit, scale in (("copy_bytes_per_s", "GB/s", 1e9), ("dense_flop_per_s", "GFLOP/s", 1e9)):
-        if name in ceilings:
-            lines.append(f"{name.split('_')[0]}: {ceilings[name] / scale:,.0f} {unit}")
+def summary(document: dict[str, Any]) -> str:
+    """What was measured, for people: medians over the cases of each regime and kernel."""
+    ceilings = document["ceilings"]
+    shown = (("copy_bytes_per_s", "copy", "GB/s"), ("dense_flop_per_s", "dense", "GFLOP/s"))
+    lines = [f"{word}: {ceilings[k] / 1e9:,.0f} {unit}" for k, word, unit in shown if k in ceilings]
     lines.append(f"{'regime':<10}{'kernel':<20}{'cases':>6}{'GFLOP/s':>12}{'GB/s':>9}{'spread':>9}")
-    groups: dict[tuple[str, str], list[dict[str, object]]] = {}
-    for entry in entries:
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for entry in document["cases"]:
         if not entry["config"] and entry["regime"] != "ceiling":
-            groups.setdefault((str(entry["regime"]), str(entry["kernel"])), []).append(entry)
+            groups.setdefault((entry["regime"], entry["kernel"]), []).append(entry)
     for (regime, kernel), found in sorted(groups.items()):
-        flops, rates, spread = (
-            sorted(values)[len(values) // 2]
-            for values in (
-                [float(e["tflops"]) * 1e3 for e in found],  # type: ignore[arg-type]
-                [float(e["bytes_per_s"]) / 1e9 for e in found],  # type: ignore[arg-type]
-                [float(e["iqr_s"]) / float(e["time_s"]) for e in found],  # type: ignore[arg-type]
-            )
+        gflops = median(entry["tflops"] * 1e3 for entry in found)
+        rate = median(entry["bytes_per_s"] / 1e9 for entry in found)
+        spread = median(entry["iqr_s"] / entry["time_s"] for entry in found)
+        lines.append(
+            f"{regime:<10}{kernel:<20}{len(found):>6}{gflops:>12,.0f}{rate:>9,.1f}{spread:>9.1%}"
         )
-        lines.append(f"{regime:<10}{kernel:<20}{len(found):>6}{flops:>12,.0f}{rates:>9,.1f}{spread:>9.1%}")
     return "\n".join(lines)
 
 
@@ -157,8 +153,8 @@ def _run(words: argparse.Namespace) -> int:
     return 130 if document["interrupted"] else 0
 
 
-def _progress():  # type: ignore[no-untyped-def]  # noqa: ANN202
-    last_s = [0.0]
+def _progress() -> Callable[[float, str], None]:
+    last_s = [0.0]  # monotonic time of the last line
 
     def tell(share: float, text: str) -> None:
         if time.monotonic() - last_s[0] > LATE_S:

@@ -145,8 +145,11 @@ class Case:
 
     @property
     def memory_bytes(self) -> float:
-        """Needed on the device: all experts' weights, input, intermediates, output of a peer and
-        ours, and one more set of weights for a kernel that wants them in another order."""
+        """Needed on the device.
+
+        All experts' weights, once more for a kernel that wants them in another order, the input,
+        what lies between two products, and results of ours and a peer's.
+        """
         if self.op == "copy":
             return 2.0 * self.n
         element = ELEMENT_BYTES[self.dtype]
@@ -202,9 +205,7 @@ def _gemm(
     n, k = (2 * shape.inter, shape.hidden) if part == "gate-up" else (shape.hidden, shape.inter)
     rows = rows_per_expert(load, shape.experts, shape.experts * mean, seed)
     name = f"{regime}/{shape.name}/{part}/{load}-{mean}/{dtype}"
-    return Case(
-        name, "grouped-gemm", regime, shape.name, dtype, n, k, tuple(rows.tolist()), load
-    )
+    return Case(name, "grouped-gemm", regime, shape.name, dtype, n, k, tuple(rows.tolist()), load)
 
 
 def _large(shapes: Iterable[ModelShape], seed: int) -> Iterator[Case]:
@@ -229,9 +230,8 @@ def _decode(shapes: Iterable[ModelShape], seed: int) -> Iterator[Case]:
 
 def _ragged(shapes: Iterable[ModelShape], seed: int) -> Iterator[Case]:
     """Uneven loads of a mean of 32 to 2048 rows."""
-    loads = ((256, "zipf"), (256, "trace"), (64, "zipf"), (32, "trace"), (2048, "trace"))
-    loads += ((512, "zipf"), (128, "trace"), (1024, "zipf"))
-    for mean, load in loads:
+    heavy = ((2048, "trace"), (512, "zipf"), (128, "trace"), (1024, "zipf"))
+    for mean, load in ((256, "zipf"), (256, "trace"), (64, "zipf"), (32, "trace"), *heavy):
         for shape in shapes:
             if shape.experts * mean > 2**18:
                 continue

@@ -27,9 +27,7 @@ def check_cases(device: str, dtype: str = "bf16") -> tuple[Case, ...]:
         dtype: Of the others.
     """
     ragged = (0, 1, 37, 0, 200, 3, 0)
-    gemm = Case(
-        "check/ragged", "grouped-gemm", "check", "", dtype, 384, 512, ragged, "ragged"
-    )
+    gemm = Case("check/ragged", "grouped-gemm", "check", "", dtype, 384, 512, ragged, "ragged")
     cases = [
         gemm,
         replace(gemm, name="check/even", rows=(16,) * 8, load="even"),

@@ -6,7 +6,9 @@ flush: every call takes the next weights of a pool larger than the last-level ca
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from moesim.kernels.bench_cases import ELEMENT_BYTES, Case
@@ -70,7 +72,7 @@ class Source:
         return self.renewed(operands)
 
     def renewed(self, operands: Operands) -> Operands:
-        """The same with the pool's next weights; without a pool, with new ones if there are none."""
+        """The same with the pool's next weights; without a pool, new ones if there are none."""
         case, experts = operands.case, len(operands.case.rows)
         wide = 2 * case.inter if case.op == "experts" else case.n
         if self._pool is not None:
@@ -113,9 +115,13 @@ def fast_dtype(torch: Any) -> str:
     best_s = {}
     for name in ("bf16", "fp32"):
         square = torch.ones(256, 256, dtype=getattr(torch, DTYPES[name]))
-        timed = CpuTimer(torch).ready(lambda square=square: lambda: square @ square)
+        timed = CpuTimer(torch).ready(partial(_squared, square))
         best_s[name] = min(timed.sample_s() for _ in range(5))
     return min(best_s, key=lambda name: best_s[name])
+
+
+def _squared(square: Any) -> Callable[[], Any]:
+    return lambda: square @ square
 
 
 def _activation(case: Case) -> str:
@@ -126,9 +132,7 @@ def _activation(case: Case) -> str:
 def reference(torch: Any, operands: Operands) -> Any:
     """The result in float64, [rows, n]."""
     case = operands.case
-    out = torch.zeros(
-        sum(case.rows), case.n, dtype=torch.float64, device=operands.x.device
-    )
+    out = torch.zeros(sum(case.rows), case.n, dtype=torch.float64, device=operands.x.device)
     start = 0
     for expert, count in enumerate(case.rows):
         part = slice(start, start + count)

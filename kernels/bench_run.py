@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,7 +28,7 @@ from moesim.kernels.bench_file import (
     same_run,
     write_bench,
 )
-from moesim.kernels.bench_inputs import Source, fast_dtype, pool_size
+from moesim.kernels.bench_inputs import Operands, Source, fast_dtype, pool_size
 from moesim.kernels.bench_kernels import Kernel, own_kernels
 from moesim.kernels.bench_timing import CpuTimer, CudaTimer, Timed
 
@@ -256,22 +257,19 @@ class TorchMachine:
         self, case: Case, first: bool
     ) -> tuple[dict[tuple[str, str], tuple[str, list[float]]], list[dict[str, str]]]:
         """See :class:`Machine`."""
-        torch, failed = self._torch, []
+        failed: list[dict[str, str]] = []
         if case.op == "copy":
             ready = {("torch-copy", ""): self._copy(case)}
         else:
             operands = self._source.first(case, timing_only=True)
             kernels = [kernel for kernel in self._kernels if not kernel.takes(case)]
-            if case.every_config:
-                kernels += every_configuration(torch, self._device, case)
             wanted = self._agreed(operands) if first and case.op == "grouped-gemm" else None
             ready = {}
             for kernel in kernels:
                 try:
                     self._compare(kernel, operands, wanted)
-                    ready[kernel.name, kernel.config] = self._timer.ready(
-                        lambda k=kernel: k.prepare(self._source.renewed(operands))  # type: ignore[misc]
-                    )
+                    prepare = partial(self._prepared, kernel, operands)
+                    ready[kernel.name, kernel.config] = self._timer.ready(prepare)
                 except Exception as problem:  # one kernel that fails must not end the run
                     failed.append(_failure(case, kernel, problem))
         samples: dict[tuple[str, str], list[float]] = {key: [] for key in ready}
@@ -282,13 +280,16 @@ class TorchMachine:
                     samples[key].append(min(calls))
         return {key: (ready[key].clock, samples[key]) for key in ready}, failed
 
+    def _prepared(self, kernel: Kernel, operands: Operands) -> Callable[[], Any]:
+        return kernel.prepare(self._source.renewed(operands))
+
     def _copy(self, case: Case) -> Timed:
         torch = self._torch
         source = torch.ones(case.n, dtype=torch.int8, device=self._device)
         target = torch.zeros_like(source)
         return self._timer.ready(lambda: lambda: target.copy_(source))
 
-    def _agreed(self, operands: Any) -> Any:
+    def _agreed(self, operands: Operands) -> Any:
         """Rows of the result as the vendor's library makes it, expert by expert."""
         loop = next(k for k in own_kernels(self._torch, self._device) if k.name == "torch-loop")
         return self._some_rows(loop.prepare(operands)())
@@ -296,7 +297,7 @@ class TorchMachine:
     def _some_rows(self, out: Any) -> Any:
         return out[:: max(1, len(out) // COMPARED_ROWS)].float()
 
-    def _compare(self, kernel: Kernel, operands: Any, wanted: Any) -> None:
+    def _compare(self, kernel: Kernel, operands: Operands, wanted: Any) -> None:
         """A large shape can overflow an index that small checks do not reach."""
         if wanted is None or kernel.name == "torch-loop":
             return
@@ -304,15 +305,6 @@ class TorchMachine:
         error = relative_error(self._torch, out, wanted)
         if error is None or error > TOLERANCES[operands.case.dtype]:
             raise ArithmeticError(f"differs from the vendor's product by {error}")
-
-
-def every_configuration(torch: Any, device: str, case: Case) -> list[Kernel]:
-    """Our kernels held to each configuration that fits the case; a GPU's alone."""
-    if device != "cuda":
-        return []
-    from moesim.kernels.bench_configs import configured_kernels
-
-    return configured_kernels(torch, case)
 
 
 def _failure(case: Case, kernel: Kernel, problem: Exception) -> dict[str, str]:

@@ -84,9 +84,9 @@ class Scored:
 def _ours(document: Document, *regimes: str, dtype: str = "bf16") -> Iterator[Entry]:
     """Entries of our kernels with their own choice of configuration."""
     for entry in document["cases"]:
-        if (entry["kernel"], entry["config"], entry["dtype"]) == (OURS, "", dtype):
-            if entry["regime"] in regimes:
-                yield entry
+        own = (entry["kernel"], entry["config"], entry["dtype"]) == (OURS, "", dtype)
+        if own and entry["regime"] in regimes:
+            yield entry
 
 
 def _mean_rows(entry: Entry) -> float:
