@@ -148,17 +148,25 @@ def bench(options: BenchOptions, progress: Progress = lambda share, text: None) 
     if options.device == "cuda" and not torch.cuda.is_available():
         raise UsageError("torch sees no GPU here\nfix: use --device cpu")
     if not 0 < options.minutes <= 24 * 60:
-        raise UsageError(f"--minutes is {options.minutes:g}; allowed: above 0, at most a day")
+        raise UsageError(
+            f"--minutes is {options.minutes:g}; allowed: above 0, at most a day\n"
+            "fix: pass e.g. --minutes 5"
+        )
     begin_s = time.monotonic()
     if options.device == "cpu" and options.scale is None:
         options = replace(options, scale=cpu_scale(torch))
     plan = chosen_cases(options)
     document = _begun(torch, options, plan)
-    progress(0.0, "checking")
-    kernels = _checked_kernels(torch, options, document, lambda text: progress(0.0, text))
-    machine = TorchMachine(torch, options, plan, kernels)
-    left_s = options.minutes * 60 - (time.monotonic() - begin_s)
-    run_plan(plan, machine, document, options, left_s, progress)
+    threads_before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        progress(0.0, "checking")
+        kernels = _checked_kernels(torch, options, document, lambda text: progress(0.0, text))
+        machine = TorchMachine(torch, options, plan, kernels)
+        left_s = options.minutes * 60 - (time.monotonic() - begin_s)
+        run_plan(plan, machine, document, options, left_s, progress)
+    finally:
+        torch.set_num_threads(threads_before)
     document["environment_after"] = _state_after(options.device)
     write_bench(options.out, document)
     return document

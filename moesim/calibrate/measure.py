@@ -114,7 +114,10 @@ def measure(options: MeasureOptions, progress: Progress = lambda share, text: No
             "torch sees no GPU here\nfix: use --device cpu, or a build of torch for CUDA"
         )
     if not 0 < options.minutes <= 24 * 60:
-        raise UsageError(f"--minutes is {options.minutes:g}; allowed: above 0, at most a day")
+        raise UsageError(
+            f"--minutes is {options.minutes:g}; allowed: above 0, at most a day\n"
+            "fix: pass e.g. --minutes 5"
+        )
     begin_s = time.monotonic()
     on_gpu = options.device == "cuda"
     before = (environment.load_average(), environment.cpu_pressure_percent())

@@ -252,6 +252,40 @@ USAGE_CASES = [
     Case("window-0", "trace stats {dir}/trace --window-tokens 0", USAGE, ("--window-tokens",)),
     Case("unknown-format", IMPORT + "onnx", USAGE, ("onnx", "sglang"), make=text("in", "")),
     Case("unknown-device", "hw show h1000", USAGE, ("h1000",)),
+    Case("bench-device", "kernels bench --device tpu --dry-run", USAGE, ("tpu", "cuda")),
+    Case(
+        "bench-model",
+        "kernels bench --device cpu --models gpt-5 --dry-run",
+        USAGE,
+        ("gpt-5", "qwen3-30b-a3b"),
+    ),
+    Case(
+        "bench-case",
+        "kernels bench --device cpu --cases prefill --dry-run",
+        USAGE,
+        ("prefill", "--dry-run"),
+    ),
+    Case(
+        "bench-time",
+        "kernels bench --device cpu --minutes 0 --out {dir}/b.json",
+        USAGE,
+        ("--minutes", "0"),
+    ),
+    Case("bench-peers", "kernels bench --device cpu --peers {dir}/none", BAD_INPUT, ("--peers",)),
+    Case(
+        "bench-score-nothing",
+        "kernels bench --score {dir}/config.json",
+        BAD_INPUT,
+        ("schema", "moesim.kernels/1"),
+        "config.json",
+    ),
+    Case(
+        "bench-into-another-file",
+        "kernels bench --device cpu --out {dir}/config.json",
+        BAD_INPUT,
+        ("moesim.kernels/1",),
+        "config.json",
+    ),
 ]
 
 COUNTS_CASES = [
