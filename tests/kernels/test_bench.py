@@ -189,7 +189,7 @@ def test_a_case_that_fails_is_not_tried_again(tmp_path: Path) -> None:
     [({"seed": 1}, "seed"), ({"system": "other"}, "system"), ({"cases": ("decode",)}, "plan_sha")],
 )
 def test_another_run_is_not_continued(tmp_path: Path, change: dict[str, Any], says: str) -> None:
-    options, plan, document = begun(tmp_path)
+    options, _, document = begun(tmp_path)
     write_bench(options.out, document)
     with pytest.raises(UsageError, match=says):
         begun(tmp_path, **change)
