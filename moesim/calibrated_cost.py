@@ -54,6 +54,29 @@ class CalibratedCost:
     @classmethod
     def of(cls, model: ModelSpec, device: Device, fit: MoeFit, devices: int) -> CalibratedCost:
         """Cost of a model's routed experts on a group of devices, by a fitted kernel."""
+        return cls.of_shape(
+            device,
+            fit,
+            hidden=model.expert_input_size,
+            width=model.expert_width,
+            input_matrices=model.expert_matrices - 1,
+            devices=devices,
+            top_k=model.top_k,
+        )
+
+    @classmethod
+    def of_shape(
+        cls,
+        device: Device,
+        fit: MoeFit,
+        *,
+        hidden: int,
+        width: int,
+        input_matrices: int,
+        devices: int,
+        top_k: int,
+    ) -> CalibratedCost:
+        """Cost of experts of any shape; the arguments are those of the class."""
         arithmetic = ARITHMETIC[fit.dtype]
         cores = device.cores.value if device.cores is not None else 1
         numbers = (
@@ -65,11 +88,11 @@ class CalibratedCost:
         return cls(
             fit=fit,
             device=MoeDevice(*(np.array(float(number)) for number in numbers)),
-            hidden=model.expert_input_size,
-            width=model.expert_width,
-            input_matrices=model.expert_matrices - 1,
+            hidden=hidden,
+            width=width,
+            input_matrices=input_matrices,
             devices=devices,
-            top_k=model.top_k,
+            top_k=top_k,
         )
 
     @property

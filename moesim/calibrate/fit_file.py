@@ -11,7 +11,7 @@ from moesim.calibrate.intervals import LEVEL, MIN_RESIDUALS
 from moesim.calibrate.tables import PACKAGE
 from moesim.operators.moe_fits import FittedMoe, MoeFit, token_regime
 
-__all__ = ["fitted_moe", "held_out_log_residuals"]
+__all__ = ["fitted_moe", "held_out_log_residuals", "with_version"]
 
 SHAPE_FOLDS = 4
 """Parts that the model shapes are cut into for the residuals behind the intervals."""
@@ -34,7 +34,7 @@ def fitted_moe(
     residuals = held_out_log_residuals(operator, table)
     dropped = table.report.findings if table.report is not None else ()
     return FittedMoe(
-        source=_with_version(source),
+        source=with_version(source),
         rows=len(table.frame),
         rows_dropped={finding.rule: len(finding.rows) for finding in dropped},
         date=date,
@@ -76,7 +76,7 @@ def _with_intervals(fit: MoeFit, table: MoeTable, residuals: np.ndarray) -> MoeF
     return fit.model_copy(update={"intervals": intervals})
 
 
-def _with_version(source: str) -> str:
+def with_version(source: str) -> str:
     """A package's name with its version; a folder as it is."""
     if source != PACKAGE:
         return source

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import moesim
-from moesim.cli import calibrate, doctor, hw, kernels, model, plan, trace, validate
+from moesim.cli import calibrate, doctor, hw, kernels, model, plan, simulate, trace, validate
 from moesim.cli.console import run
 
 __all__ = ["app", "main"]
@@ -21,6 +21,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("plan")(plan.plan)
+app.add_typer(simulate.app, name="simulate")
 app.add_typer(trace.app, name="trace")
 app.add_typer(model.app, name="model")
 app.add_typer(hw.app, name="hw")

@@ -212,6 +212,9 @@ def fit(
     if is_measurements_file(source):
         console.result(*calibrate_measure.fit_measurements(source, out, seed))
         return
+    if operator == "roofline":
+        console.result(*_fit_roofline(source, _listed(systems), date, out, console))
+        return
     if operator != "moe":
         raise UsageError(
             f"coefficients of {operator} cannot be written to a file yet\n"
@@ -245,6 +248,29 @@ def fit(
     lines = [f"{result['fits']} kernels fitted to {document.rows:,} rows: {path}"]
     lines += [f"on a bound: {name}: {', '.join(names)}" for name, names in on_bounds.items()]
     console.result(result, "\n".join(lines))
+
+
+def _fit_roofline(
+    source: str, systems: list[str] | None, date: str, out: Path, console: Console
+) -> tuple[dict[str, Any], str]:
+    """How far measured kernels are from their rooflines, written to a file."""
+    from moesim.calibrate.fit_roofline import fit_roofline_errors
+    from moesim.safe_io import write_json
+
+    command = f"moesim calibrate fit --source {source} --operator roofline"
+    command += f" --systems {','.join(systems)}" if systems else ""
+    with console.progress("reading and comparing"):
+        document = fit_roofline_errors(source, systems, date=date, command=command)
+    path = write_json(out / "roofline.json", document.to_dict())
+    result = {
+        "schema": FIT_SCHEMA,
+        "ok": True,
+        "operator": "roofline",
+        "file": str(path),
+        "rows": sum(document.rows.values()),
+        "intervals": document.to_dict()["intervals"],
+    }
+    return result, f"{result['rows']:,} rows compared with their rooflines: {path}"
 
 
 def _chosen(words: str) -> str | list[str]:

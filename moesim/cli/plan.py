@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from moesim.cli.choices import PhaseOption
 from moesim.cli.console import Console, JsonOption, OutOption, QuietOption, SeedOption
 from moesim.errors import InputError, PartialResultError, UsageError
 
@@ -30,13 +31,6 @@ class CommOption(StrEnum):
 
     HOME_RANK = "home-rank"
     CHAIN = "chain"
-
-
-class PhaseOption(StrEnum):
-    """Kinds of step."""
-
-    PREFILL = "prefill"
-    DECODE = "decode"
 
 
 def plan(

@@ -173,6 +173,71 @@ devices_per_node: 2
 """
 IMPORT = "trace import {dir}/in --experts 8 --out {dir}/new --format "
 
+STEP = "simulate step --model {dir}/config.json --cluster 2xh100_sxm --batch 8"
+
+STEP_CASES = [
+    Case("step-model", "simulate step --model mixtral-9x7b --cluster 2xh100_sxm", USAGE, ("9x7b",)),
+    Case("step-cluster", "simulate step --model mixtral-8x7b --cluster 2xh1", USAGE, ("h1",)),
+    Case("step-batch", f"{STEP} --batch 0", USAGE, ("--batch", "found 0")),
+    Case("step-context", f"{STEP} --context -1", USAGE, ("--context", "found -1")),
+    Case("step-prefix", f"{STEP} --prefix -1", USAGE, ("--prefix", "found -1")),
+    Case(
+        "step-too-long",
+        f"{STEP} --phase prefill --batch 4096 --context 65536",
+        USAGE,
+        ("--batch 4096", "--context 65536"),
+    ),
+    Case("step-tp", f"{STEP} --tp 3", USAGE, ("--tp 3", "2 devices")),
+    Case("step-tp-dp", f"{STEP} --tp 2 --dp 2", USAGE, ("--tp 2", "--dp 2")),
+    Case("step-ep-zero", f"{STEP} --ep 0", USAGE, ("--ep", "found 0")),
+    Case("step-pp", f"{STEP} --pp 3", USAGE, ("--pp 3", "2 devices")),
+    Case(
+        "step-heads",
+        "simulate step --model {dir}/config.json --cluster 8xh100_sxm",
+        USAGE,
+        ("--tp 8", "4 attention heads"),
+    ),
+    Case("step-dispatch", f"{STEP} --dispatch deepep", USAGE, ("--dispatch deepep", "--dp 1")),
+    Case(
+        "step-dispatch-cut",
+        f"{STEP} --dp 2 --moe-tp 2 --dispatch deepep",
+        USAGE,
+        ("--dispatch deepep", "--moe-tp 2"),
+    ),
+    Case("step-routing", f"{STEP} --routing skewed", USAGE, ("--routing 'skewed'", "zipf:S")),
+    Case("step-exponent", f"{STEP} --routing zipf:x", USAGE, ("zipf:x", "exponent")),
+    Case("step-format", f"{STEP} --gemm-dtype fp3", USAGE, ("--gemm-dtype 'fp3'", "bfloat16")),
+    Case("step-no-fp4", f"{STEP} --expert-dtype nvfp4", USAGE, ("h100_sxm has no fp4",)),
+    Case("step-plan", f"{STEP} --plan {{dir}}/now.json", USAGE, ("--plan", "--trace")),
+    Case(
+        "step-trace-and-routing",
+        f"{STEP} --trace {{dir}}/trace --routing uniform",
+        USAGE,
+        ("--trace and --routing",),
+    ),
+    Case(
+        "step-other-trace",
+        "simulate step --model mixtral-8x7b --cluster 8xh100_sxm --trace {dir}/trace",
+        BAD_INPUT,
+        ("layers", "found 3", "allowed: 32"),
+        "manifest.json",
+    ),
+    Case(
+        "step-other-plan",
+        f"{STEP} --ep 1 --trace {{dir}}/trace --plan {{dir}}/now.json",
+        BAD_INPUT,
+        ("devices", "found 2", "allowed: 1"),
+        "now.json",
+        make=plan_file(),
+    ),
+    Case(
+        "step-memory",
+        "simulate step --model deepseek-v3 --cluster 8xh100_sxm --batch 8",
+        INFEASIBLE,
+        ("does not fit", "weights"),
+    ),
+]
+
 USAGE_CASES = [
     Case("trace-and-load", f"{ON_TINY} --load {{dir}}/counts.npy", USAGE, ("TRACE or --load",)),
     Case(
@@ -511,6 +576,7 @@ def under(prefix: str, suffix: str, cases: list[Case]) -> list[Case]:
 
 
 CASES = [
+    *STEP_CASES,
     *USAGE_CASES,
     *(replace(c, command=f"plan --load {{dir}}/{c.file} {COUNTS}") for c in COUNTS_CASES),
     *TRACE_CASES,

@@ -1,0 +1,19 @@
+"""``moesim simulate``: how fast a model runs."""
+
+from __future__ import annotations
+
+import typer
+
+from moesim.cli import simulate_step
+
+__all__ = ["app"]
+
+app = typer.Typer(name="simulate", help="How fast a model runs.", no_args_is_help=True)
+
+
+@app.callback()
+def _group() -> None:
+    """How fast a model runs."""
+
+
+app.command("step")(simulate_step.step)

@@ -1,0 +1,111 @@
+"""What ``moesim simulate step`` prints: the headline, calls by time, memory."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.table import Table
+
+from moesim.cli.words import Words
+from moesim.reports.text import percent
+from moesim.units import format_bytes, format_seconds
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from moesim.forward.request import StepRequest
+    from moesim.forward.simulate import ForwardStep
+
+__all__ = ["show_step"]
+
+_QUIET = "dim"
+SHOWN = 0.005
+"""Calls below this share of the step are printed as one line."""
+
+
+def show_step(request: StepRequest, found: ForwardStep, console: Console) -> None:
+    """Print a step for a person.
+
+    Args:
+        request: What was asked.
+        found: The answer.
+        console: Where to.
+    """
+    words = Words(console)
+    shape, machine = found.shape, found.machine
+    unit = "token" if request.phase == "decode" else "prompt token"
+    console.print(
+        words.paragraph(
+            f"A {request.phase} step of {shape.model.name} takes {format_seconds(found.step_s)} "
+            f"({format_seconds(found.lo_s)} … {format_seconds(found.hi_s)})",
+            "bold",
+        )
+    )
+    console.print(
+        words.paragraph(
+            f"{machine.cluster.name}, {shape.layout}, {shape.layout.dispatch}; "
+            f"{request.batch:,} sequences with {request.context:,} tokens each; "
+            f"{found.tokens_per_s:,.0f} {unit}s/s, "
+            f"{found.tokens_per_s / shape.layout.devices:,.0f} per device."
+        )
+    )
+    formats = shape.formats
+    console.print(
+        words.paragraph(
+            f"Cost {machine.cost} (evidence {found.evidence}), engine {machine.engine}; "
+            f"projections {formats.gemm}, experts {formats.experts}, cache {formats.kv}; routing "
+            f"{found.routing}. Kernels and communication one after the other; no scheduling time.",
+            _QUIET,
+        )
+    )
+    console.print(_ops(found, words))
+    memory = asdict(found.memory)
+    parts = ", ".join(
+        f"{name} {format_bytes(value)}" for name, value in memory.items() if value > 0
+    )
+    share = found.memory.total / machine.device.memory_bytes
+    console.print(
+        words.paragraph(
+            f"Memory {format_bytes(found.memory.total)} per device, {percent(share)} of "
+            f"{machine.device.name}: {parts}."
+        )
+    )
+
+
+def _ops(found: ForwardStep, words: Words) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for index, name in enumerate(
+        ("call", "lay-\ners", "time", "80 % from", "to", "share", "Op/B", "bound", "evi-\ndence")
+    ):
+        table.add_column(
+            words(name, _QUIET),
+            justify="right" if 0 < index < 7 else "left",
+            no_wrap=True,
+            vertical="bottom",
+        )
+    rest_s, rest = 0.0, 0
+    for priced in found.ops:
+        op, price = priced.op, priced.price
+        if priced.time_s < SHOWN * found.step_s:
+            rest_s, rest = rest_s + priced.time_s, rest + 1
+            continue
+        moved = op.work.bytes
+        cells = (
+            op.name,
+            f"{op.layers}",
+            format_seconds(priced.time_s),
+            format_seconds(price.lo_s * op.layers),
+            format_seconds(price.hi_s * op.layers),
+            percent(priced.time_s / found.step_s),
+            f"{op.work.flops / moved:.0f}" if op.work.flops and moved else "",
+            priced.bound,
+            price.evidence.value,
+        )
+        table.add_row(*map(words, cells))
+    if rest:
+        cells = (f"{rest} shorter calls", "", format_seconds(rest_s), "", "",
+                 percent(rest_s / found.step_s), "", "", "")  # fmt: skip
+        table.add_row(*(words(cell, _QUIET) for cell in cells))
+    return table

@@ -1,0 +1,142 @@
+"""Tokens of every expert slot in some draws of a step, from a named distribution or a trace.
+
+Named distributions:
+
+``balanced``
+    Every expert gets the same number of tokens, as near as whole tokens allow; where there are
+    fewer token copies than experts, they are spread evenly over the devices.
+``uniform``
+    Every token draws its experts evenly and independently.
+``zipf:S``
+    The expert of rank r is drawn with probability ∝ r^-S; ranks are in random order.
+``power-law:A``
+    Each expert draws a weight from x^-A on [1, 0.8 tokens], as the benchmarks behind NVIDIA's
+    measured tables do (collector/helper of ai-dynamo/aiconfigurator 0.12).
+
+The order of experts is random in every draw, so that the slowest device is the expected one
+without placement. A draw stands for one layer of one step.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from moesim.errors import UsageError
+
+__all__ = ["DRAWS", "Distribution", "draw_slot_tokens", "parse_distribution"]
+
+DRAWS = 8
+"""Draws per step: the mean of the slowest device then errs by about a third of its own spread."""
+
+NAMES = ("balanced", "uniform", "zipf", "power-law")
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """A named distribution of tokens over experts."""
+
+    name: str
+    exponent: float = 0.0
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.exponent:g}" if self.name in ("zipf", "power-law") else self.name
+
+
+def parse_distribution(text: str) -> Distribution:
+    """A distribution by name.
+
+    Raises:
+        UsageError: If there is none of that name, or its exponent is no number of at least 0.
+    """
+    name, _, number = text.partition(":")
+    if name not in NAMES or (name in ("zipf", "power-law")) != bool(number):
+        raise UsageError(
+            f"--routing {text!r} is no distribution we know\n"
+            "fix: choose from balanced, uniform, zipf:S or power-law:A, such as power-law:1.2"
+        )
+    if not number:
+        return Distribution(name)
+    if not re.fullmatch(r"\d{1,2}(\.\d{1,6})?", number):
+        raise UsageError(
+            f"--routing {text!r}: the exponent must be a number from 0 to 99\n"
+            f"fix: pass e.g. {name}:1.2"
+        )
+    return Distribution(name, float(number))
+
+
+@lru_cache(maxsize=4096)
+def draw_slot_tokens(
+    distribution: Distribution, tokens: int, top_k: int, experts: int, ranks: int, seed: int
+) -> np.ndarray:
+    """[W, R, E / R] float64 tokens of each expert on each of R ranks; W is 1 for ``balanced``.
+
+    Rows of a draw add up to ``tokens · top_k``.
+
+    Args:
+        distribution: Of tokens over experts.
+        tokens: Of the expert-parallel group.
+        top_k: Experts per token.
+        experts: E.
+        ranks: R, divides E.
+        seed: Same seed, same draws.
+    """
+    copies = tokens * top_k
+    if distribution.name == "balanced":
+        counts = np.full(experts, copies // experts)
+        # What is left over goes round the ranks.
+        order = np.arange(experts).reshape(ranks, -1).T.ravel()
+        counts[order[: copies % experts]] += 1
+        found = counts[None].astype(float)
+    else:
+        rng = np.random.default_rng((seed, tokens, top_k, experts))
+        found = np.stack([_counts(distribution, rng, tokens, top_k, experts) for _ in range(DRAWS)])
+    result = found.reshape(len(found), ranks, experts // ranks)
+    result.setflags(write=False)
+    return result
+
+
+def _counts(
+    distribution: Distribution, rng: np.random.Generator, tokens: int, top_k: int, experts: int
+) -> np.ndarray:
+    """[E] tokens of every expert in one draw; no expert has a token twice."""
+    if distribution.name == "power-law":
+        weight = _power_law(rng, distribution.exponent, tokens, top_k, experts)
+    else:
+        weight = np.arange(1, experts + 1) ** -distribution.exponent
+        rng.shuffle(weight)
+    probability = weight / weight.sum()
+    return _capped(rng.multinomial(tokens * top_k, probability), probability, tokens).astype(float)
+
+
+def _power_law(
+    rng: np.random.Generator, exponent: float, tokens: int, top_k: int, experts: int
+) -> np.ndarray:
+    """[E] weights out of x^-A by the inverse of its distribution function."""
+    least, most = (0.01, 2.0) if tokens * top_k <= experts else (1.0, max(0.8 * tokens, 1.0 + 1e-9))
+    share = rng.random(experts)
+    power = 1 - exponent
+    if abs(power) < 1e-9:
+        return least * (most / least) ** share
+    return (least**power + share * (most**power - least**power)) ** (1 / power)
+
+
+def _capped(counts: np.ndarray, probability: np.ndarray, tokens: int) -> np.ndarray:
+    """Counts of at most ``tokens`` each; what is over goes to the others by their probability."""
+    while (over := int(np.maximum(counts - tokens, 0).sum())) > 0:
+        counts = np.minimum(counts, tokens)
+        room = tokens - counts
+        free = np.where(room > 0, np.maximum(probability, 1e-12), 0.0)
+        share = np.minimum(np.floor(free / free.sum() * over).astype(np.int64), room)
+        if share.sum() == 0:
+            # Fewer than one each: one by one to the likeliest.
+            order = np.argsort(-free, kind="stable")[: min(over, int((room > 0).sum()))]
+            share[order] = 1
+        counts = counts + share
+        left = over - int(share.sum())
+        if left > 0:
+            counts[np.argmax(tokens - counts)] += left
+    return counts

@@ -1,0 +1,43 @@
+"""Routed experts by fitted kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from moesim.calibrated_cost import CalibratedCost
+from moesim.errors import InputError
+from moesim.forward.machine import Machine
+from moesim.forward.price import Price
+from moesim.forward.work import ExpertWork, Op
+from moesim.operators.moe_fits import MoeFit, shipped_moe_fits, token_regime
+from moesim.schema import Evidence
+
+__all__ = ["price_experts"]
+
+
+def price_experts(ops: Sequence[Op], machine: Machine) -> list[Price | None]:
+    """The slowest rank, mean over draws."""
+    return [_price(op.work, machine) for op in ops if isinstance(op.work, ExpertWork)]
+
+
+def _price(work: ExpertWork, machine: Machine) -> Price | None:
+    try:
+        fit = _fit(work, machine)
+    except InputError:
+        return None
+    cost = CalibratedCost.of_shape(
+        machine.device,
+        fit,
+        hidden=work.hidden,
+        width=work.width,
+        input_matrices=work.matrices - 1,
+        devices=work.slot_tokens.shape[1],
+        top_k=work.top_k,
+    )
+    seconds = float(cost.time(work.slot_tokens).total_s.max(axis=-1).mean())
+    low, high = fit.intervals.get(token_regime(work.group_tokens), (1.0, 1.0))
+    return Price(seconds, seconds * low, seconds * high, Evidence.FITTED, fit.kernel)
+
+
+def _fit(work: ExpertWork, machine: Machine) -> MoeFit:
+    return shipped_moe_fits().find(machine.device.name, machine.engine, work.dtype)

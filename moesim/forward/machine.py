@@ -1,0 +1,102 @@
+"""What prices depend on: the device, its links, and the engine whose kernels run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+
+from moesim.cluster import Cluster
+from moesim.hardware import Device
+from moesim.schema import Evidence, weakest
+
+__all__ = ["ENGINES", "CostModel", "Engine", "Links", "Machine"]
+
+CostModel = Literal["fitted", "roofline"]
+Engine = Literal["sglang", "trtllm", "vllm"]
+ENGINES: tuple[Engine, ...] = ("sglang", "trtllm", "vllm")
+
+
+@dataclass(frozen=True)
+class Links:
+    """Links of one device.
+
+    Attributes:
+        domain_devices: Devices that reach each other over scale-up links alone.
+        up_bytes_per_s: To all of those together; 0 for a device alone.
+        up_latency_s: To one of those.
+        out_bytes_per_s: To a device of another domain; 0 if there is one domain.
+        out_latency_s: The same.
+        evidence: Of the bandwidths.
+    """
+
+    domain_devices: int
+    up_bytes_per_s: float
+    up_latency_s: float
+    out_bytes_per_s: float
+    out_latency_s: float
+    evidence: Evidence
+
+    @classmethod
+    def of(cls, cluster: Cluster) -> Links:
+        """Links of the cluster's first device; clusters are regular in this respect."""
+        domain = cluster.domain_of_device
+        near = np.flatnonzero(domain == domain[0])
+        far = np.flatnonzero(domain != domain[0])
+        name = cluster.device_names[0]
+        own = [link for link in cluster.links if link.source == name and link.tier == "scale-up"]
+        up, up_latency, out, out_latency = 0.0, 0.0, 0.0, 0.0
+        if len(near) > 1:
+            up = sum(link.bandwidth_bytes_per_s for link in own)
+            up_latency = float(cluster.pair_latency_s[0, near[1]])
+        if len(far):
+            out = float(cluster.pair_bandwidth_bytes_per_s[0, far[0]])
+            out_latency = float(cluster.pair_latency_s[0, far[0]])
+        return cls(len(near), up, up_latency, out, out_latency, cluster.evidence)
+
+    def domains(self, ranks: int) -> int:
+        """Scale-up domains that so many neighbouring devices lie in."""
+        return -(-ranks // self.domain_devices)
+
+
+@dataclass(frozen=True, eq=False)
+class Machine:
+    """A cluster under an engine.
+
+    Attributes:
+        cluster: Devices and links.
+        engine: Whose kernels run.
+        cost: Fitted coefficients, or rooflines alone.
+    """
+
+    cluster: Cluster
+    engine: Engine
+    cost: CostModel
+
+    @property
+    def device(self) -> Device:
+        """What computes."""
+        return self.cluster.device
+
+    @cached_property
+    def links(self) -> Links:
+        """What it sends over."""
+        return Links.of(self.cluster)
+
+    @cached_property
+    def peaks(self) -> dict[str, float]:
+        """FLOP/s by number type."""
+        return {name: quantity.si for name, quantity in self.device.peak.items()}
+
+    @cached_property
+    def memory_bytes_per_s(self) -> float:
+        """Peak bandwidth."""
+        return self.device.memory_bytes_per_s
+
+    @cached_property
+    def evidence(self) -> Evidence:
+        """The weakest of the device's own rates."""
+        memory = self.device.memory.bandwidth.evidence
+        return weakest(memory, *(peak.evidence for peak in self.device.peak.values()))

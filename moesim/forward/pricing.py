@@ -1,0 +1,76 @@
+"""Seconds of the calls of a step, with intervals: by fitted kernels where there are any.
+
+Calls of one operator are priced together: arrays of shapes go through its model once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from moesim.forward.fitted_experts import price_experts
+from moesim.forward.machine import Machine
+from moesim.forward.price import Price
+from moesim.forward.roofline import compute_s, memory_s, roofline_price
+from moesim.forward.work import CollectiveWork, ExpertWork, Op, OperatorName, TransferWork
+
+__all__ = ["PricedOp", "price_ops"]
+
+Pricer = Callable[[Sequence[Op], Machine], "list[Price | None]"]
+"""Prices of calls of one operator; None where nothing was fitted for a call."""
+
+FITTED: dict[OperatorName, Pricer] = {"experts": price_experts}
+
+
+@dataclass(frozen=True)
+class PricedOp:
+    """A call with its price.
+
+    Attributes:
+        op: The call, which comes back in ``op.layers`` layers.
+        price: Of one call.
+        bound: What decides its time: ``memory``, ``compute``, ``link``, or ``latency`` where
+            fixed times and inefficiency are more than any of those.
+    """
+
+    op: Op
+    price: Price
+    bound: str
+
+    @property
+    def time_s(self) -> float:
+        """Seconds over all layers."""
+        return self.price.time_s * self.op.layers
+
+
+def price_ops(ops: Sequence[Op], machine: Machine) -> list[PricedOp]:
+    """Price every call, in order."""
+    prices: list[Price | None] = [None] * len(ops)
+    if machine.cost == "fitted":
+        for operator, pricer in FITTED.items():
+            places = [index for index, op in enumerate(ops) if op.operator == operator]
+            if places:
+                found = pricer([ops[index] for index in places], machine)
+                for index, price in zip(places, found, strict=True):
+                    prices[index] = price
+    return [
+        _priced(op, price or roofline_price(op, machine), machine)
+        for op, price in zip(ops, prices, strict=True)
+    ]
+
+
+def _priced(op: Op, price: Price, machine: Machine) -> PricedOp:
+    return PricedOp(op, price, _bound(op, price.time_s, machine))
+
+
+def _bound(op: Op, time_s: float, machine: Machine) -> str:
+    """The longest of memory, arithmetic, link and what none of them explains."""
+    moving, computing = memory_s(op.work, machine), compute_s(op.work, machine)
+    name = "link" if isinstance(op.work, CollectiveWork | TransferWork) else "memory"
+    if isinstance(op.work, ExpertWork):
+        # The work names the device with the most tokens; the slowest may be another.
+        moving, computing = min(moving, time_s), min(computing, time_s)
+    longest = max(moving, computing)
+    if time_s - longest > longest:
+        return "latency"
+    return "compute" if computing > moving else name

@@ -1,0 +1,126 @@
+"""From a model, a cluster and a load to a step: calls, seconds, memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from moesim.cluster import Cluster
+from moesim.errors import InfeasibleError
+from moesim.forward.calls import StepShape, step_ops
+from moesim.forward.expert_load import Distribution, draw_slot_tokens
+from moesim.forward.formats import Formats
+from moesim.forward.intervals import add_intervals
+from moesim.forward.layout import Layout, StepLoad
+from moesim.forward.machine import Machine
+from moesim.forward.memory import DeviceMemory, device_memory
+from moesim.forward.pricing import PricedOp, price_ops
+from moesim.model import ModelSpec
+from moesim.schema import Evidence, weakest
+from moesim.units import format_bytes
+
+__all__ = ["ForwardStep", "simulate_step"]
+
+
+@dataclass(frozen=True)
+class ForwardStep:
+    """One forward step of a whole model.
+
+    Attributes:
+        shape: Model, layout, and the load of one micro-batch.
+        machine: Cluster, engine, cost model.
+        routing: Name of the distribution of tokens over experts, or ``trace``.
+        batch_tokens: New tokens of all sequences.
+        ops: Its calls in order, priced.
+        step_s: Seconds until every sequence has its next token: the sum of all calls.
+        lo_s: Lower end of the 80 % interval.
+        hi_s: Upper end.
+        memory: Of the device that holds most.
+        evidence: The weakest of the calls'.
+    """
+
+    shape: StepShape
+    machine: Machine
+    routing: str
+    batch_tokens: int
+    ops: tuple[PricedOp, ...]
+    step_s: float
+    lo_s: float
+    hi_s: float
+    memory: DeviceMemory
+    evidence: Evidence
+
+    @property
+    def tokens_per_s(self) -> float:
+        """New tokens of the whole deployment per second; every stage is busy."""
+        return self.batch_tokens / self.step_s
+
+
+def simulate_step(
+    model: ModelSpec,
+    machine: Machine,
+    layout: Layout,
+    load: StepLoad,
+    formats: Formats,
+    routing: Distribution | np.ndarray,
+    *,
+    seed: int = 0,
+    check_memory: bool = True,
+) -> ForwardStep:
+    """Price a step.
+
+    With pipeline stages the sequences are divided into as many micro-batches, one in each stage;
+    a step is one micro-batch's way through all of them.
+
+    Args:
+        model: Sizes.
+        machine: Devices, links, engine.
+        layout: How the model is spread.
+        load: Sequences over all devices.
+        formats: Of weights and cache.
+        routing: A named distribution, or [W, R, s] tokens of the slots of every expert-parallel
+            rank.
+        seed: Of the draws.
+        check_memory: Refuse what does not fit.
+
+    Raises:
+        InfeasibleError: If a device's memory does not hold the step.
+    """
+    own = load.busiest(layout.pp)
+    if isinstance(routing, Distribution):
+        tokens = own.busiest(layout.dp).tokens * layout.dp
+        slots = draw_slot_tokens(routing, tokens, model.top_k, model.experts, layout.ep, seed)
+    else:
+        slots = routing
+    shape = StepShape(model, layout, own, formats, slots)
+    memory = device_memory(shape)
+    if check_memory:
+        _check_memory(shape, memory, machine.cluster)
+    ops = tuple(price_ops(step_ops(shape), machine))
+    total, low, high = add_intervals(
+        (
+            priced.op.operator,
+            priced.time_s,
+            priced.price.lo_s * priced.op.layers,
+            priced.price.hi_s * priced.op.layers,
+        )
+        for priced in ops
+    )
+    evidence = weakest(*(priced.price.evidence for priced in ops))
+    name = str(routing) if isinstance(routing, Distribution) else "trace"
+    return ForwardStep(shape, machine, name, load.tokens, ops, total, low, high, memory, evidence)
+
+
+def _check_memory(shape: StepShape, memory: DeviceMemory, cluster: Cluster) -> None:
+    available = cluster.device.memory_bytes
+    if memory.total > available:
+        weights = memory.attention + memory.dense + memory.experts + memory.embedding
+        raise InfeasibleError(
+            f"{shape.model.name} does not fit on {cluster.name} as {shape.layout}: a device needs "
+            f"{format_bytes(memory.total)} ({format_bytes(weights)} weights, "
+            f"{format_bytes(memory.cache)} cache, {format_bytes(memory.activations)} activations) "
+            f"and has {format_bytes(available)}\n"
+            "fix: use more devices, another layout, a smaller --batch or --context, or narrower "
+            "formats"
+        )
