@@ -1,0 +1,7 @@
+"""Expert offloading: what a step costs when the experts do not fit into the device's memory.
+
+``schedules`` divides one layer's experts among GPU, CPU and link, ``replay`` walks through steps
+and layers with caches, prefetch and clocks, ``tiers`` says what each part costs on a machine,
+``predictors`` guess the next layer's experts, ``systems`` puts published systems together, and
+``simulation`` and ``whatif`` answer the two questions of the command line.
+"""
