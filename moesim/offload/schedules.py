@@ -183,7 +183,7 @@ def _compute_on_gpu(
 @compiled
 def _cpu_s(tokens: int, costs: Costs, answer: Answer) -> float:
     first_s = costs.cpu_first_s if answer.busy[CPU] == 0.0 else 0.0
-    return costs.cpu_s[tokens] + first_s  # type: ignore[no-any-return]
+    return costs.cpu_s[tokens] + first_s
 
 
 @compiled
