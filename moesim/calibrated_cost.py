@@ -16,11 +16,11 @@ from moesim.operators.moe import (
     moe_time_s,
     padded_tiles,
 )
+from moesim.operators.moe_device import moe_device
 from moesim.operators.moe_fits import MoeFit
 from moesim.operators.moe_kernels import (
     ACTIVATION_BYTES,
     ARITHMETIC,
-    cache_bytes,
     tile_choice,
     weight_bytes,
 )
@@ -77,17 +77,9 @@ class CalibratedCost:
         top_k: int,
     ) -> CalibratedCost:
         """Cost of experts of any shape; the arguments are those of the class."""
-        arithmetic = ARITHMETIC[fit.dtype]
-        cores = device.cores.value if device.cores is not None else 1
-        numbers = (
-            device.memory_bytes_per_s,
-            device.peak_flop_per_s(arithmetic),
-            cores,
-            cache_bytes(device.name),
-        )
         return cls(
             fit=fit,
-            device=MoeDevice(*(np.array(float(number)) for number in numbers)),
+            device=moe_device(device, fit.dtype),
             hidden=hidden,
             width=width,
             input_matrices=input_matrices,
@@ -97,8 +89,8 @@ class CalibratedCost:
 
     @property
     def evidence(self) -> Evidence:
-        """Fitted; the device's own figures enter only as the unit of the shares."""
-        return Evidence.FITTED
+        """That of the fit: the device's own figures enter only as the unit of the shares."""
+        return self.fit.evidence
 
     def time(self, slot_tokens: np.ndarray) -> ExpertTime:
         """See :meth:`moesim.cost.ExpertCost.time`."""

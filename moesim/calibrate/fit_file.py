@@ -6,8 +6,9 @@ from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 
-from moesim.calibrate.fit_moe import MoeOperator, MoeTable
+from moesim.calibrate.fit_moe import MoeOperator
 from moesim.calibrate.intervals import LEVEL, MIN_RESIDUALS
+from moesim.calibrate.moe_rows import MoeTable
 from moesim.calibrate.tables import PACKAGE
 from moesim.operators.moe_fits import FittedMoe, MoeFit, token_regime
 

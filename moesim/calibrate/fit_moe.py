@@ -9,59 +9,35 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import numpy as np
 
-from moesim.calibrate.frame import Frame
-from moesim.calibrate.hygiene import HygieneReport, clean
+from moesim.calibrate.hygiene import clean
 from moesim.calibrate.metrics import LARGE, SMALL
-from moesim.calibrate.moe_load import moe_loads
 from moesim.calibrate.moe_residual import CorrectedMoe, learn_residual
+from moesim.calibrate.moe_rows import MoeTable, moe_table, take_device
 from moesim.calibrate.operators import read_operator
-from moesim.calibrate.tables import open_catalogue
-from moesim.errors import InputError
+from moesim.calibrate.tables import open_catalogue, version_key
 from moesim.extras import require
-from moesim.hardware import Device, load_device
-from moesim.operators.moe import TILES, MoeCoefficients, MoeDevice, MoeShapes, moe_time_s
+from moesim.operators.moe import MoeCoefficients, MoeDevice, MoeShapes, moe_time_s
 from moesim.operators.moe_fits import MoeFit
-from moesim.operators.moe_kernels import (
-    ACTIVATION_BYTES,
-    ARITHMETIC,
-    cache_bytes,
-    family,
-    tile_choice,
-    weight_bytes,
-)
+from moesim.operators.moe_transfer import KINDS, MoeKernel, transferred, version_drift
 
-__all__ = ["GROUP", "MoeOperator", "MoeTable", "fit_coefficients", "moe_table"]
+__all__ = ["MoeOperator", "fit_coefficients"]
 
-GROUP = ("system", "engine", "version", "kernel", "dtype")
-"""What has coefficients of its own."""
-
-ENGINES = ("sglang", "trtllm", "vllm")
 FIT_ROWS = 2000
 """Rows drawn for one fit; 20 coefficients need no more, and twice as many change errors by less
 than 0.1 points."""
 RESIDUAL_ROWS = 8000
 """Rows drawn for one residual."""
 MIN_ROWS = 30
-"""A fit with fewer rows of its own takes the nearest kernels' coefficients instead."""
+"""A kernel with fewer rows of its own takes the nearest kernels' coefficients instead."""
 EVALUATIONS = 10
 """Steps of the fit; more follow the rows drawn too closely and predict others no better."""
 SOFT = 0.15
 """Log error beyond which a row's pull on the fit no longer grows."""
 SHRINKAGE = 0.02
 """Weight of one prior standard deviation against the mean loss of the rows."""
-
-PROFILES = {"b60": "arc_b60"}
-"""Device profile of a measured system, where the names differ."""
-
-ARCHITECTURE = {"a100_sxm": "ampere", "l40s": "ada", "h100_sxm": "hopper", "h200_sxm": "hopper"}
-ARCHITECTURE |= dict.fromkeys(("b200_sxm", "b300_sxm", "gb200", "gb300"), "blackwell")
-ARCHITECTURE |= {"rtx_pro_6000_server": "blackwell-workstation", "b60": "xe2"}
 
 PRIOR = {
     "launch_s": (25e-6, 0.7),
@@ -88,30 +64,6 @@ PRIOR = {
 """Centre and standard deviation (of the logarithm) that each coefficient is drawn towards."""
 REACH = 5.0
 """Standard deviations from the centre at which a coefficient is bounded."""
-
-
-@dataclass(frozen=True)
-class MoeTable:
-    """Measured rows, and what the physics needs of each.
-
-    Attributes:
-        frame: The rows after hygiene.
-        report: What hygiene dropped.
-        shapes: Of every row.
-        device: Of every row, arrays ``[rows]``.
-        group: Which of ``GROUP`` each row is of, ``[rows] int64``.
-    """
-
-    frame: Frame
-    report: HygieneReport | None
-    shapes: MoeShapes
-    device: MoeDevice
-    group: np.ndarray
-
-    def name(self, group: int) -> tuple[str, ...]:
-        """System, engine, version, kernel and type of a group."""
-        row = int(np.argmax(self.group == group))
-        return tuple(self.frame.labels[column][self.frame[column][row]] for column in GROUP)
 
 
 class MoeOperator:
@@ -145,45 +97,54 @@ class MoeOperator:
 
     def fit(self, table: MoeTable, rows: np.ndarray) -> Mapping[str, MoeFit | CorrectedMoe]:
         """Coefficients of every group in the table, from the rows of a mask only."""
-        groups = int(table.group.max()) + 1 if len(table.group) else 0
-        names = [table.name(group) for group in range(groups)]
-        own = np.bincount(table.group[rows], minlength=groups)
-        fits: dict[str, MoeFit | CorrectedMoe] = {}
-        for group, name in enumerate(names):
-            donors = [group]
-            if own[group] < MIN_ROWS:
-                donors = _donors(group, names, own) or donors
-            chosen = np.flatnonzero(rows & np.isin(table.group, donors))
-            if not len(chosen):
-                continue
-            coefficients, bounds = self._fit(table, chosen)
-            others = () if donors == [group] else tuple("/".join(names[d]) for d in donors)
-            found = MoeFit(
-                **dict(zip(GROUP, name, strict=True)),
-                rows=len(chosen),
-                borrowed_from=others,
-                on_bounds=bounds,
-                coefficients=coefficients,
-            )
-            corrected = self._residual and not others
-            fits["/".join(name)] = self._correct(found, table, chosen) if corrected else found
-        return fits
+        own = np.bincount(table.group[rows], minlength=len(table.kernels))
+        fits: dict[MoeKernel, MoeFit | CorrectedMoe] = {}
+        measured: list[MoeFit] = []
+        for group in np.flatnonzero(own >= MIN_ROWS).tolist():
+            chosen = np.flatnonzero(rows & (table.group == group))
+            found = self._fit(table, table.kernels[group], chosen)
+            measured.append(found)
+            fits[found.key] = self._correct(found, table, chosen) if self._residual else found
+        if len(measured) < len(own) and measured:
+            for found in _from_others(table, own, measured):
+                fits[found.key] = found
+        return {"/".join(kernel): fits[kernel] for kernel in table.kernels if kernel in fits}
 
     def predict(
-        self, table: MoeTable, coefficients: Mapping[str, MoeFit | CorrectedMoe]
+        self,
+        table: MoeTable,
+        coefficients: Mapping[str, MoeFit | CorrectedMoe],
+        rows: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Seconds, ``[rows]``; NaN where a group has no coefficients."""
-        seconds = np.full(len(table.group), np.nan)
-        for group in range(int(table.group.max()) + 1 if len(table.group) else 0):
-            found = coefficients.get("/".join(table.name(group)))
-            if found is not None:
-                chosen = np.flatnonzero(table.group == group)
-                layers = table.shapes.take(chosen), _take(table.device, chosen)
-                if isinstance(found, CorrectedMoe):
-                    seconds[chosen] = found.time_s(*layers)
-                else:
-                    seconds[chosen] = moe_time_s(*layers, found.coefficients)
+        """Seconds of all rows, or of some row numbers; NaN where a group has no coefficients."""
+        rows = np.arange(len(table.group)) if rows is None else rows
+        groups = table.group[rows]
+        seconds = np.full(len(rows), np.nan)
+        for group in np.unique(groups).tolist():
+            found = coefficients.get("/".join(table.kernels[group]))
+            if found is None:
+                continue
+            chosen = groups == group
+            layers = table.layers(rows[chosen])
+            if isinstance(found, CorrectedMoe):
+                seconds[chosen] = found.time_s(*layers)
+            else:
+                seconds[chosen] = moe_time_s(*layers, found.coefficients)
         return seconds
+
+    def transfers(
+        self,
+        table: MoeTable,
+        coefficients: Mapping[str, MoeFit | CorrectedMoe],
+        rows: np.ndarray,
+    ) -> np.ndarray:
+        """Place in ``KINDS`` of how each row's coefficients were come by, ``[rows]``."""
+        kinds = np.zeros(len(table.kernels), np.int64)
+        for group, kernel in enumerate(table.kernels):
+            found = coefficients.get("/".join(kernel))
+            if isinstance(found, MoeFit):
+                kinds[group] = KINDS.index(found.transfer)
+        return kinds[table.group[rows]]
 
     def regimes(self, table: MoeTable) -> dict[str, np.ndarray]:
         """Codes along which errors differ, finest first: intervals are taken per regime."""
@@ -191,17 +152,18 @@ class MoeOperator:
         kernel = table.frame.groups(("kernel", "dtype"))
         return {"kernel and tokens": kernel * 3 + tokens, "tokens": tokens}
 
-    def _fit(self, table: MoeTable, rows: np.ndarray) -> tuple[MoeCoefficients, tuple[str, ...]]:
+    def _fit(self, table: MoeTable, kernel: MoeKernel, rows: np.ndarray) -> MoeFit:
         """One fit; the same rows are not fitted twice."""
-        rows = rows[_draw(len(rows), FIT_ROWS)]
-        seen = hashlib.sha256(rows.tobytes()).hexdigest()
+        drawn = rows[_draw(len(rows), FIT_ROWS)]
+        seen = hashlib.sha256(drawn.tobytes()).hexdigest()
         if seen not in self._known:
             self._known[seen] = fit_coefficients(
-                table.shapes.take(rows),
-                _take(table.device, rows),
-                table.frame["latency_s"][rows],
+                *table.layers(drawn), table.frame["latency_s"][drawn]
             )
-        return self._known[seen]
+        coefficients, on_bounds = self._known[seen]
+        return MoeFit(
+            **kernel._asdict(), rows=len(rows), on_bounds=on_bounds, coefficients=coefficients
+        )
 
     def _correct(self, fit: MoeFit, table: MoeTable, rows: np.ndarray) -> CorrectedMoe:
         """The fit with its residual; the same rows do not teach twice."""
@@ -209,64 +171,9 @@ class MoeOperator:
         seen = hashlib.sha256(rows.tobytes()).hexdigest()
         if seen not in self._corrected:
             self._corrected[seen] = learn_residual(
-                fit,
-                table.shapes.take(rows),
-                _take(table.device, rows),
-                table.frame["latency_s"][rows],
+                fit, *table.layers(rows), table.frame["latency_s"][rows]
             )
         return self._corrected[seen]
-
-
-def moe_table(frame: Frame, report: HygieneReport | None = None) -> MoeTable:
-    """What the physics needs of the rows of a ``moe`` frame."""
-    frame = frame.take(frame.is_label("engine", *ENGINES))
-    group = frame.groups(GROUP)
-    rows = len(frame)
-    loads = moe_loads(frame)
-    columns = {name: frame[name].astype(float) for name in ("hidden", "tokens", "top_k")}
-    width = frame["inter"] / frame["moe_tp"]
-    local = frame["experts"] / frame["moe_ep"]
-    shapes: dict[str, Any] = {
-        "hidden": columns["hidden"],
-        "width": width,
-        "input_matrices": np.where(_is_plain(frame), 1.0, 2.0),
-        "weight_bytes": np.zeros(rows),
-        "activation_bytes": np.zeros(rows),
-        "local_experts": local,
-        "group_copies": columns["tokens"] * columns["top_k"],
-        "active": loads.mean(lambda n: n > 0),
-        "copies": loads.mean(lambda n: n),
-        "squared_copies": loads.mean(lambda n: n.astype(float) ** 2),
-        "tiles": np.stack([loads.mean(partial(_tiles_of, int(tile))) for tile in TILES]),
-        "tile_allowed": np.ones((len(TILES), rows), bool),
-        "variant": np.zeros(rows, np.int8),
-    }
-    _route_locally(frame, shapes)
-    device = {name: np.zeros(rows) for name in ("memory", "peak", "cores", "cache")}
-    for code in range(int(group.max()) + 1 if rows else 0):
-        chosen = np.flatnonzero(group == code)
-        first = frame.describe(int(chosen[0]))
-        system, kernel, dtype = (str(first[name]) for name in ("system", "kernel", "dtype"))
-        profile = load_device(PROFILES.get(system, system))
-        shapes["weight_bytes"][chosen] = weight_bytes(kernel, dtype)
-        arithmetic = ARITHMETIC[dtype]
-        shapes["activation_bytes"][chosen] = ACTIVATION_BYTES[arithmetic]
-        allowed, variant = tile_choice(
-            kernel,
-            dtype,
-            profile.name,
-            columns["tokens"][chosen],
-            shapes["group_copies"][chosen],
-            local[chosen],
-            width[chosen],
-        )
-        shapes["tile_allowed"][:, chosen] = allowed
-        shapes["variant"][chosen] = variant
-        device["memory"][chosen] = profile.memory_bytes_per_s
-        device["peak"][chosen] = _peak(profile, arithmetic)
-        device["cores"][chosen] = profile.cores.value if profile.cores else np.nan
-        device["cache"][chosen] = cache_bytes(profile.name)
-    return MoeTable(frame, report, MoeShapes(**shapes), MoeDevice(*device.values()), group)
 
 
 def fit_coefficients(
@@ -299,88 +206,36 @@ def fit_coefficients(
     return MoeCoefficients.of_vector(np.exp(found.x)), names
 
 
-def _donors(group: int, names: list[tuple[str, ...]], own: np.ndarray) -> list[int]:
-    """The nearest groups with rows to fit on, for one without.
+def _from_others(table: MoeTable, own: np.ndarray, measured: list[MoeFit]) -> list[MoeFit]:
+    """Fits of the groups that have too few rows of their own, from those that have enough.
 
-    A kernel in another version or on another system is nearer than another kernel of its family,
-    that nearer than another type, and any kernel of the engine nearer than another engine's.
-    Among equals the system itself comes first, then its architecture.
+    Args:
+        table: The rows; of the groups without, only what the key says is looked at.
+        own: Rows that may be fitted on, ``[groups]``.
+        measured: Fits of the groups with rows.
     """
-    system, engine, _, kernel, dtype = names[group]
-
-    def distance(other: tuple[str, ...]) -> tuple[int, int]:
-        same_family = family(other[3]) == family(kernel)
-        same = (
-            (other[1], other[3], other[4]) == (engine, kernel, dtype),
-            same_family and other[4] == dtype,
-            same_family and other[1] == engine and ARITHMETIC[other[4]] == ARITHMETIC[dtype],
-            same_family and ARITHMETIC[other[4]] == ARITHMETIC[dtype],
-            same_family and other[1] == engine,
-            other[1] == engine and other[4] == dtype,
-            other[4] == dtype,
-            other[1] == engine,
+    first = {kernel: int(np.argmax(table.group == g)) for g, kernel in enumerate(table.kernels)}
+    devices = {
+        kernel.system: take_device(table.device, np.array(row)) for kernel, row in first.items()
+    }
+    versions = {(kernel.engine, kernel.version) for kernel in table.kernels}
+    ordered = sorted(versions, key=lambda version: version_key(version[1]))
+    drift = version_drift(measured, devices, {version: i for i, version in enumerate(ordered)})
+    fits = []
+    for group in np.flatnonzero(own < MIN_ROWS).tolist():
+        kernel = table.kernels[group]
+        device = take_device(table.device, np.array(first[kernel]))
+        found = transferred(kernel, measured, device, drift=drift)
+        fits.append(
+            MoeFit(
+                **kernel._asdict(),
+                rows=0,
+                borrowed_from=tuple("/".join(donor) for donor in found.donors),
+                transfer=found.kind,
+                coefficients=found.coefficients,
+            )
         )
-        level = same.index(True) if True in same else len(same)
-        near = 0 if other[0] == system else 1
-        if near and ARCHITECTURE.get(other[0]) != ARCHITECTURE.get(system):
-            near = 2
-        return level, near
-
-    having = [other for other in range(len(names)) if own[other] >= MIN_ROWS]
-    if not having:
-        return []
-    best = min(distance(names[other]) for other in having)
-    return [other for other in having if distance(names[other]) == best]
-
-
-def _is_plain(frame: Frame) -> np.ndarray:
-    """Rows of experts with one input matrix, ``[rows] bool``.
-
-    The tables do not say so; Nemotron's are plain (squared ReLU), 1856 wide or with 22 of 512
-    active, except in SGLang's Triton rows, whose times are those of gated experts.
-    """
-    nemotron = ((frame["hidden"] == 2688) & (frame["inter"] == 1856)) | (frame["top_k"] == 22)
-    return nemotron & ~frame.is_label("kernel", "sglang_fused_moe_triton")
-
-
-def _route_locally(frame: Frame, shapes: dict[str, Any]) -> None:
-    """Correct the loads of SGLang's Triton rows with 22 of 512 experts active.
-
-    Their time hardly falls with the ranks: the runs routed every token to the rank's own experts,
-    as many as it has up to top_k.
-    """
-    rows = np.flatnonzero(frame.is_label("kernel", "sglang_fused_moe_triton"))
-    rows = rows[frame["top_k"][rows] == 22]
-    local = shapes["local_experts"][rows]
-    copies = frame["tokens"][rows] * np.minimum(frame["top_k"][rows], local)
-    active = np.minimum(local, copies)
-    each = copies / active
-    shapes["active"][rows] = active
-    shapes["copies"][rows] = copies
-    shapes["squared_copies"][rows] = copies * each
-    shapes["tiles"][:, rows] = active * np.ceil(each / TILES[:, None])
-
-
-def _tiles_of(tile: int, tokens: np.ndarray) -> np.ndarray:
-    """⌈tokens / tile⌉ of each load."""
-    return -(-tokens // tile)
-
-
-def _peak(profile: Device, arithmetic: str) -> float:
-    """Peak of the arithmetic, or of bfloat16 where the device lacks it."""
-    try:
-        return profile.peak_flop_per_s(arithmetic)
-    except InputError:
-        return profile.peak_flop_per_s("bf16")
-
-
-def _take(device: MoeDevice, rows: np.ndarray) -> MoeDevice:
-    return MoeDevice(
-        device.memory_bytes_per_s[rows],
-        device.peak_flop_per_s[rows],
-        device.cores[rows],
-        device.cache_bytes[rows],
-    )
+    return fits
 
 
 def _draw(rows: int, most: int) -> np.ndarray:

@@ -23,6 +23,7 @@ __all__ = [
     "WEIGHT_BYTES",
     "cache_bytes",
     "family",
+    "measured_dtype",
     "tile_choice",
     "weight_bytes",
 ]
@@ -38,6 +39,16 @@ WEIGHT_BYTES = {
     "nvfp4": 0.5 + 1 / 16,  # 8 bits per 16 elements
 }
 """Bytes per weight, scales included, by the measured tables' name of the type."""
+
+MEASURED_DTYPES = {
+    "none": "bfloat16",
+    "fp8": "fp8",
+    "fp8-block": "fp8_block",
+    "int4": "int4_wo",
+    "mxfp4": "w4a16_mxfp4",
+    "nvfp4": "nvfp4",
+}
+"""The tables' name of each quantisation that checkpoints have."""
 
 ARITHMETIC = {
     "bfloat16": "bf16",
@@ -62,6 +73,25 @@ CACHE_BYTES |= {"rtx_pro_6000_server": 128e6, "arc_b60": 18e6}
 SGLANG_TRITON = "sglang_fused_moe_triton"
 VLLM_EARLIER = "vllm_fused_moe"
 FAMILIES = ("marlin", "deepgemm", "flashinfer_trtllm", "cutlass", "xpu", "triton")
+
+
+def measured_dtype(method: str) -> str:
+    """The measured tables' name of a checkpoint's quantisation.
+
+    Args:
+        method: :attr:`~moesim.model.spec.Quantisation.method`, such as ``fp8-block``.
+
+    Raises:
+        InputError: If no kernel for such experts was measured.
+    """
+    if method not in MEASURED_DTYPES:
+        raise InputError(
+            "no expert kernel was measured with this quantisation",
+            field="quantisation.method",
+            found=method,
+            allowed=", ".join(MEASURED_DTYPES),
+        )
+    return MEASURED_DTYPES[method]
 
 
 def cache_bytes(device: str) -> float:

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from moesim.calibrate.fit_moe import PRIOR, MoeOperator, fit_coefficients, moe_table
+from moesim.calibrate.fit_moe import PRIOR, MoeOperator, fit_coefficients
 from moesim.calibrate.frame import Frame, concatenate
+from moesim.calibrate.moe_rows import moe_table
 from moesim.calibrate.operator import evaluate
 from moesim.calibrate.splits import split
 from moesim.errors import UsageError
