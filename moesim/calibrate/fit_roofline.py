@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from moesim.calibrate.fit_file import with_version
-from moesim.calibrate.fit_moe import PROFILES, MoeOperator
+from moesim.calibrate.fit_moe import MoeOperator
 from moesim.calibrate.frame import Frame
 from moesim.calibrate.hygiene import clean
 from moesim.calibrate.intervals import LEVEL
@@ -27,6 +27,7 @@ from moesim.operators.attention import ARITHMETIC, ELEMENT_BYTES
 from moesim.operators.collectives import COLLECTIVES, wire_bytes
 from moesim.operators.deepep import vector_bytes
 from moesim.operators.gemm import FORMATS, gemm_bytes, gemm_flops
+from moesim.operators.moe_transfer import PROFILES
 
 __all__ = ["fit_roofline_errors"]
 
