@@ -22,15 +22,16 @@ from moesim.calibrate.measured_rows import (
     kernel_groups,
     kernel_name,
     load_rows,
-    matching_rows,
-    processor_of,
+    predicted_by_nearest,
     regimes,
 )
 from moesim.calibrate.robust_fit import Coefficient, Fitted, evenly_drawn, fit_log
 from moesim.calibrate.tables import PACKAGE
 from moesim.operators.attention import (
     ARITHMETIC,
+    DECODE_VARIANTS,
     ELEMENT_BYTES,
+    PREFILL_VARIANTS,
     AttentionCalls,
     AttentionKernel,
     AttentionShape,
@@ -41,10 +42,12 @@ from moesim.operators.attention import (
     attention_seconds,
     decode_geometry,
     decode_seconds,
+    decode_variants,
     prefill_geometry,
     prefill_seconds,
 )
 from moesim.operators.processor import Processor
+from moesim.operators.systems import processor_of
 
 __all__ = [
     "ATTENTION",
@@ -56,12 +59,13 @@ __all__ = [
     "fit_prefill",
 ]
 
+LABELS = (*KERNEL, "kv_dtype", "head_dim", "variant")
+"""What tells compiled kernels apart."""
 LEAST_ROWS = 40
+FIRST_ROWS, FIRST_STEPS, KEPT = 120, 6, 3
+"""Rows and steps that every choice of blocks gets, and how many choices go on."""
 TRIAL_ROWS, TRIAL_STEPS = 400, 15
-FINAL_ROWS, FINAL_STEPS = 1500, 40
-MANY_HEADS = 32
-"""TensorRT-LLM's kernel for shared key-value heads takes up to 32 query heads each; above, its
-kernel for single heads runs (in the tables: the step in time between 32 and 48)."""
+FINAL_ROWS, FINAL_STEPS = 1000, 30
 
 Coefficients = TypeVar("Coefficients", PrefillCoefficients, DecodeCoefficients)
 Choice = TypeVar("Choice")
@@ -115,10 +119,13 @@ def best_choice(
     calls: MeasuredCalls,
     options: Iterable[Choice],
 ) -> tuple[Choice, Fitted]:
-    """Try the options on a small draw, fit the best on a larger one."""
+    """Try the options on few rows, the best of them on more, and fit the last on many."""
     everything = np.arange(len(calls.seconds))
+    first = calls.take(evenly_drawn(everything, FIRST_ROWS))
+    tried = [(fit(first, blocks, FIRST_STEPS, None), blocks) for blocks in options]
+    best = sorted(tried, key=lambda one: one[0].loss)[:KEPT]
     trial = calls.take(evenly_drawn(everything, TRIAL_ROWS))
-    tried = [(fit(trial, blocks, TRIAL_STEPS, None), blocks) for blocks in options]
+    tried = [(fit(trial, blocks, TRIAL_STEPS, found.values), blocks) for found, blocks in best]
     found, blocks = min(tried, key=lambda one: one[0].loss)
     final = calls.take(evenly_drawn(everything, FINAL_ROWS, seed=1))
     return blocks, fit(final, blocks, FINAL_STEPS, found.values)
@@ -201,19 +208,13 @@ class AttentionOperator(Generic[Coefficients]):
 
     def with_variant(self, frame: Frame) -> Frame:
         """Add the column that tells compiled variants apart."""
-        window = (frame["window_tokens"] > 0).astype(np.int32)
+        window = frame["window_tokens"]
         if self.name == "context_attention":
-            names: tuple[str, ...] = ("full", "window")
-            codes = window
+            names: tuple[str, ...] = PREFILL_VARIANTS
+            codes = (window > 0).astype(np.int32)
         else:
-            share = frame["heads"] / frame["kv_heads"]
-            few = np.where(share > MANY_HEADS, 2, np.where(share > 1, 1, 0)).astype(np.int32)
-            names = tuple(
-                f"{seen}, {heads}"
-                for seen in ("full", "window")
-                for heads in ("1 head", f"2-{MANY_HEADS} heads", f"over {MANY_HEADS} heads")
-            )
-            codes = window * 3 + few
+            names = DECODE_VARIANTS
+            codes = decode_variants(frame["heads"], frame["kv_heads"], window)
         columns = dict(frame.columns) | {"variant": codes}
         return Frame(frame.operator, columns, dict(frame.labels) | {"variant": names}, frame.notes)
 
@@ -227,9 +228,8 @@ class AttentionOperator(Generic[Coefficients]):
 
     def fit(self, table: MeasuredRows, rows: np.ndarray) -> dict[str, AttentionKernel]:
         """Fit every kernel on the chosen rows, ``[rows] bool``."""
-        columns = (*KERNEL, "kv_dtype", "head_dim", "variant")
         kernels: dict[str, AttentionKernel] = {}
-        for label, members in kernel_groups(table.frame, columns, rows, LEAST_ROWS):
+        for label, members in kernel_groups(table.frame, LABELS, rows, LEAST_ROWS):
             dtype, kv_dtype = str(label["dtype"]), str(label["kv_dtype"])
             if dtype not in ARITHMETIC or kv_dtype not in ELEMENT_BYTES:
                 continue
@@ -239,42 +239,21 @@ class AttentionOperator(Generic[Coefficients]):
             kernels[kernel_name(label)] = AttentionKernel.model_validate(
                 label
                 | {"processor": processor, "coefficients": c}
-                | {"rows": len(members), "at_bound": found.at_bound}
+                | {"rows": len(members), "on_bounds": found.at_bound}
             )
         return kernels
 
     def predict(
         self, table: MeasuredRows, coefficients: Mapping[str, AttentionKernel]
     ) -> np.ndarray:
-        """Seconds, ``[rows]``; NaN where no kernel covers a row.
-
-        A variant that was not fitted is predicted by the largest fit of the same kernel that
-        differs only in how many heads share a cache.
-        """
+        """Seconds, ``[rows]``, by each row's kernel or the nearest that was fitted."""
         frame = table.frame
-        seconds = np.full(len(frame), np.nan)
-        for kernel in sorted(coefficients.values(), key=lambda kernel: -kernel.rows):
-            _predict(seconds, frame, kernel, {kernel.variant})
-        for kernel in sorted(coefficients.values(), key=lambda kernel: -kernel.rows):
-            seen = kernel.variant.partition(",")[0]
-            alike = {name for name in frame.labels["variant"] if name.partition(",")[0] == seen}
-            _predict(seconds, frame, kernel, alike)
-        return seconds
 
+        def seconds(kernel: AttentionKernel, rows: np.ndarray) -> np.ndarray:
+            calls = measured_calls(frame, rows)
+            return attention_seconds(calls, kernel.head, kernel.coefficients, kernel.processor)
 
-def _predict(
-    seconds: np.ndarray, frame: Frame, kernel: AttentionKernel, variants: set[str]
-) -> None:
-    """Fill what is still open of a kernel's variants."""
-    columns = (*KERNEL, "kv_dtype", "head_dim")
-    members = matching_rows(frame, {name: getattr(kernel, name) for name in columns})
-    open_ = np.isnan(seconds[members]) & frame.is_label("variant", *variants)[members]
-    members = members[open_]
-    if len(members):
-        calls = measured_calls(frame, members)
-        seconds[members] = attention_seconds(
-            calls, kernel.head, kernel.coefficients, kernel.processor
-        )
+        return predicted_by_nearest(frame, coefficients.values(), LABELS, seconds)
 
 
 def measured_calls(frame: Frame, rows: np.ndarray) -> MeasuredCalls:

@@ -18,11 +18,19 @@ from moesim.calibrate.fit_collectives import fit_collective
 from moesim.calibrate.fit_deepep import fit_low_latency, fit_normal
 from moesim.calibrate.frame import Frame, dense_groups
 from moesim.calibrate.hygiene import HygieneReport, clean
+from moesim.calibrate.measured_rows import kernel_groups, kernel_name, predicted_by_nearest
 from moesim.calibrate.operators import OPERATORS, read_operator
 from moesim.calibrate.robust_fit import Coefficient, fit_log
 from moesim.calibrate.tables import open_catalogue
-from moesim.hardware import load_device
 from moesim.operators.collectives import Collective, CollectiveCoefficients, collective_s
+from moesim.operators.comm_fits import (
+    DEFAULT_SMS,
+    CollectiveFit,
+    DeepEpFit,
+    NvlinkAllToAllFit,
+    link_rate,
+    ranks_per_node,
+)
 from moesim.operators.deepep import (
     LowLatencyCoefficients,
     NormalCoefficients,
@@ -36,19 +44,18 @@ from moesim.operators.nvlink_alltoall import (
     balanced_ranks,
     nvlink_alltoall_s,
 )
-from moesim.schema import Document
+from moesim.operators.systems import device_of
 
 __all__ = ["COMM", "COMM_OPERATORS", "CommOperator", "CommTable"]
 
-RANKS_PER_NODE = {"gb200": 4, "gb300": 4}
-"""GPUs of a node where they are not 8 (aiconfigurator-core 0.12, systems/gb200.yaml)."""
-DEFAULT_SMS = 20
-"""SMs of a normal kernel where a table does not name them (DeepEP, Buffer.num_sms)."""
 DEFAULT_DEVICE_SMS = 132
 MESSAGE_BYTES = (64 * 2**10, 8 * 2**20)
 """Bounds of the regimes of messages: latency-bound, in between, bandwidth-bound."""
 TOKENS = (16, 512)
 """The same for tokens of a rank."""
+MODES = {"deepep_normal": "normal", "deepep_low_latency": "low_latency", "moe_all_to_all": "both"}
+"""DeepEP's two kinds of kernels, by operator."""
+LOW_LATENCY_BACKENDS = ("deepep_ll", "trtllm_deepep_ll", "deepep_v2_generation")
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,7 @@ class CommTable:
     report: HygieneReport
 
 
-FitGroup = Callable[[Frame], Document | None]
+FitGroup = Callable[[Frame], Any]
 PredictGroup = Callable[[Any, Frame], np.ndarray]
 
 
@@ -69,6 +76,7 @@ class CommOperator:
 
     Attributes:
         name: Of the measured operator, as in ``OPERATORS``.
+        kind: Document of its fits.
         group: Columns that tell coefficients apart.
         family: Columns that regimes of error are told apart by, beside the size.
         fit_group: Coefficients of the rows of one group, ``None`` if they are too few.
@@ -76,6 +84,7 @@ class CommOperator:
     """
 
     name: str
+    kind: type[CollectiveFit | DeepEpFit | NvlinkAllToAllFit]
     group: tuple[str, ...]
     family: tuple[str, ...]
     fit_group: FitGroup
@@ -94,36 +103,45 @@ class CommOperator:
             catalogue, self.name, systems=systems, engines=engines, versions=versions
         )
         kept, report = clean(frame)
-        return CommTable(_with_spread(kept) if "devices" in kept.columns else kept, report)
+        return CommTable(_labelled(kept), report)
 
     def shape_key(self, table: CommTable) -> np.ndarray:
         """Codes of what leave-shape-out holds out together, ``[rows] int64``."""
         return table.frame.groups(OPERATORS[self.name].shape)
 
+    def held_out_key(self, table: CommTable) -> np.ndarray:
+        """Codes of what intervals are to hold for, ``[rows] int64``: shapes, or sizes of one."""
+        shapes = self.shape_key(table)
+        sizes = self.kind is CollectiveFit or not shapes.any()
+        return self.series_key(table) if sizes else shapes
+
     def series_key(self, table: CommTable) -> np.ndarray:
         """Codes of message sizes or tokens, ``[rows] int64``, ascending."""
         return table.frame.groups((OPERATORS[self.name].series,))
 
-    def fit(self, table: CommTable, rows: np.ndarray | None = None) -> dict[str, Document]:
-        """Coefficients by group, fitted on the rows of a mask (all if none is given)."""
+    def fit(self, table: CommTable, rows: np.ndarray | None = None) -> dict[str, Any]:
+        """Fits by group, from the rows of a mask (all if none is given)."""
         frame = table.frame
         used = np.ones(len(frame), bool) if rows is None else rows
         fitted = {}
-        for label, members in self._groups(frame):
-            chosen = members & used
-            document = self.fit_group(frame.take(chosen)) if chosen.any() else None
-            if document is not None:
-                fitted[label] = document
+        for label, members in kernel_groups(frame, self.group, used, 1):
+            found = self.fit_group(frame.take(members))
+            if found is not None:
+                fitted[kernel_name(label)] = self.kind.model_validate(
+                    {name: str(value) for name, value in label.items()}
+                    | {"coefficients": found, "on_bounds": found.on_bounds, "rows": len(members)}
+                    | {"link_bytes_per_s": link_rate(device_of(str(label["system"])))}
+                )
         return fitted
 
-    def predict(self, table: CommTable, coefficients: Mapping[str, Document]) -> np.ndarray:
-        """Seconds of every row, NaN where there are no coefficients."""
+    def predict(self, table: CommTable, coefficients: Mapping[str, Any]) -> np.ndarray:
+        """Seconds of every row by its group's fit, or by the nearest where it has none."""
         frame = table.frame
-        seconds = np.full(len(frame), np.nan)
-        for label, members in self._groups(frame):
-            if label in coefficients:
-                seconds[members] = self.predict_group(coefficients[label], frame.take(members))
-        return seconds
+
+        def seconds(fit: Any, rows: np.ndarray) -> np.ndarray:
+            return self.predict_group(fit.coefficients, frame.take(rows))
+
+        return predicted_by_nearest(frame, coefficients.values(), self.group, seconds)
 
     def regimes(self, table: CommTable) -> dict[str, np.ndarray]:
         """Codes ``[rows] int64`` along which errors differ: family and size, then size alone."""
@@ -139,23 +157,29 @@ class CommOperator:
         finest = ",".join((*self.family, "size"))
         return {finest: dense_groups([*columns, size], len(frame))} | whole
 
-    def _groups(self, frame: Frame) -> Iterable[tuple[str, np.ndarray]]:
-        codes = frame.groups(self.group)
-        for code in range(int(codes.max()) + 1 if len(frame) else 0):
-            members = codes == code
-            shown = frame.describe(int(np.argmax(members)))
-            yield "/".join(str(shown[name]) for name in self.group), members
 
+def _labelled(frame: Frame) -> Frame:
+    """The frame with the labels of its fits that the tables do not spell out.
 
-def _with_spread(frame: Frame) -> Frame:
-    """The frame with a column ``spread``: whether the ranks sit in one node or in several.
-
-    Custom all-reduce kernels work within a node; across nodes of an NVL72 the engines use others.
+    ``spread`` says whether the ranks sit in one node or in several: custom all-reduce kernels work
+    within a node; across nodes of an NVL72 the engines use others.
     """
-    per_node = [RANKS_PER_NODE.get(system, 8) for system in frame.labels["system"]]
-    across = frame["devices"] > np.array(per_node)[frame["system"]]
-    columns = {**frame.columns, "spread": across.astype(np.int32)}
-    labels = {**frame.labels, "spread": ("node", "nodes")}
+    columns, labels = dict(frame.columns), dict(frame.labels)
+    if "devices" in columns:
+        per_node = np.array([ranks_per_node(system) for system in frame.labels["system"]])
+        columns["spread"] = (frame["devices"] > per_node[frame["system"]]).astype(np.int32)
+        labels["spread"] = ("node", "nodes")
+    if frame.operator == "custom_allreduce":
+        columns["collective"] = np.zeros(len(frame), np.int32)
+        labels["collective"] = ("all_reduce",)
+    if frame.operator in MODES:
+        mode = np.full(len(frame), MODES[frame.operator] == "low_latency")
+        if frame.operator == "moe_all_to_all":
+            mode = frame.is_label("backend", *LOW_LATENCY_BACKENDS)
+        columns["mode"] = mode.astype(np.int32)
+        labels["mode"] = ("normal", "low_latency")
+    if "stage" in labels:
+        labels["stage"] = tuple(name.removeprefix("alltoall_") for name in labels["stage"])
     return Frame(frame.operator, columns, labels, frame.notes)
 
 
@@ -179,7 +203,7 @@ def _deepep_columns(frame: Frame, *more: str) -> dict[str, Any]:
     if "moe_ep" in frame.columns:
         columns["ranks"] = frame["moe_ep"].astype(float)
     else:
-        per_node = [RANKS_PER_NODE.get(system, 8) for system in frame.labels["system"]]
+        per_node = [ranks_per_node(system) for system in frame.labels["system"]]
         columns["ranks"] = columns["nodes"] * np.array(per_node, float)[frame["system"]]
     if "sms" in columns:
         columns["sms"] = np.where(columns["sms"] > 0, columns["sms"], DEFAULT_SMS)
@@ -191,7 +215,7 @@ def _phase(frame: Frame) -> Phase:
 
 
 def _fit_low_latency(frame: Frame) -> LowLatencyCoefficients:
-    cores = load_device(str(frame.describe(0)["system"])).cores
+    cores = device_of(str(frame.describe(0)["system"])).cores
     sms = DEFAULT_DEVICE_SMS if cores is None else int(cores.value)
     return fit_low_latency(_phase(frame), _deepep_columns(frame), frame["latency_s"], sms)
 
@@ -208,15 +232,9 @@ def _predict_normal(document: NormalCoefficients, frame: Frame) -> np.ndarray:
     return normal_s(document, **_deepep_columns(frame, "sms"))
 
 
-LOW_LATENCY_BACKENDS = ("deepep_ll", "trtllm_deepep_ll", "deepep_v2_generation")
-
-
-def _is_low_latency(frame: Frame) -> bool:
-    return frame.describe(0)["backend"] in LOW_LATENCY_BACKENDS
-
-
-def _fit_either(frame: Frame) -> Document:
-    return _fit_low_latency(frame) if _is_low_latency(frame) else _fit_normal(frame)
+def _fit_either(frame: Frame) -> LowLatencyCoefficients | NormalCoefficients:
+    low_latency = frame.describe(0)["mode"] == "low_latency"
+    return _fit_low_latency(frame) if low_latency else _fit_normal(frame)
 
 
 def _predict_either(
@@ -239,7 +257,7 @@ NVLINK = (
 
 
 def _fit_nvlink(frame: Frame) -> NvlinkAllToAllCoefficients:
-    stage = cast("Stage", str(frame.describe(0)["stage"]).removeprefix("alltoall_"))
+    stage = cast("Stage", frame.describe(0)["stage"])
     ranks = frame["moe_ep"]
     reached = balanced_ranks(frame["top_k"], ranks)
 
@@ -262,20 +280,44 @@ _COLLECTIVE = (_fit_collective, _predict_collective)
 
 COMM = (
     CommOperator(
-        "collective", (*_TABLE, "kernel", "dtype", "spread", "collective"), (), *_COLLECTIVE
+        "collective",
+        CollectiveFit,
+        (*_TABLE, "kernel", "dtype", "spread", "collective"),
+        (),
+        *_COLLECTIVE,
     ),
-    CommOperator("custom_allreduce", (*_TABLE, "kernel", "dtype", "spread"), (), *_COLLECTIVE),
-    CommOperator("deepep_normal", (*_TABLE, "phase"), ("phase", "nodes"), *_NORMAL),
-    CommOperator("deepep_low_latency", (*_TABLE, "phase"), ("phase", "nodes"), *_LOW_LATENCY),
+    CommOperator(
+        "custom_allreduce",
+        CollectiveFit,
+        (*_TABLE, "kernel", "dtype", "spread", "collective"),
+        (),
+        *_COLLECTIVE,
+    ),
+    CommOperator(
+        "deepep_normal",
+        DeepEpFit,
+        (*_TABLE, "kernel", "mode", "phase"),
+        ("phase", "nodes"),
+        *_NORMAL,
+    ),
+    CommOperator(
+        "deepep_low_latency",
+        DeepEpFit,
+        (*_TABLE, "kernel", "mode", "phase"),
+        ("phase", "nodes"),
+        *_LOW_LATENCY,
+    ),
     CommOperator(
         "moe_all_to_all",
-        (*_TABLE, "backend", "dtype", "phase"),
+        DeepEpFit,
+        (*_TABLE, "kernel", "mode", "backend", "dtype", "phase"),
         ("backend", "phase"),
         _fit_either,
         _predict_either,
     ),
     CommOperator(
         "trtllm_alltoall",
+        NvlinkAllToAllFit,
         (*_TABLE, "kernel", "dtype", "stage"),
         (),
         _fit_nvlink,

@@ -21,8 +21,7 @@ from moesim.calibrate.measured_rows import (
     kernel_groups,
     kernel_name,
     load_rows,
-    matching_rows,
-    processor_of,
+    predicted_by_nearest,
     regimes,
 )
 from moesim.calibrate.robust_fit import Coefficient, Fitted, evenly_drawn, fit_log
@@ -41,13 +40,14 @@ from moesim.operators.gemm import (
     tiling_seconds,
 )
 from moesim.operators.processor import Processor
+from moesim.operators.systems import processor_of
 
 __all__ = ["GEMM", "GemmOperator", "Shapes", "fit_kernel", "fitted_dispatch"]
 
 LEAST_ROWS = 60
 """Fewer rows than five per coefficient are not fitted."""
-TRIAL_ROWS, TRIAL_STEPS = 500, 15
-FINAL_ROWS, FINAL_STEPS = 2000, 40
+TRIAL_ROWS, TRIAL_STEPS = 300, 12
+FINAL_ROWS, FINAL_STEPS = 1200, 30
 RANGES = (16, 64, 128, 256, 1024, None)
 """Ends of the ranges of m within which a dispatched kernel keeps its tile."""
 OPTIONS = ((16, 64), (64, 16), (64, 32), (64, 64), (64, 128), (128, 64), (128, 128), (128, 256))
@@ -221,19 +221,19 @@ class GemmOperator:
                 tiles=tiles,
                 coefficients=GemmCoefficients(**found.values),
                 rows=len(members),
-                at_bound=found.at_bound,
+                on_bounds=found.at_bound,
             )
         return kernels
 
     def predict(self, table: MeasuredRows, coefficients: Mapping[str, GemmKernel]) -> np.ndarray:
-        """Seconds, ``[rows]``; NaN where no kernel covers a row."""
+        """Seconds, ``[rows]``, by each row's kernel or the nearest that was fitted."""
         frame = table.frame
-        seconds = np.full(len(frame), np.nan)
-        for kernel in coefficients.values():
-            members = matching_rows(frame, {name: getattr(kernel, name) for name in KERNEL})
-            s = self.shapes(frame, members, kernel.dtype)
-            seconds[members] = gemm_seconds(s.m, s.n, s.k, kernel, batch=s.batch)
-        return seconds
+
+        def seconds(kernel: GemmKernel, rows: np.ndarray) -> np.ndarray:
+            s = self.shapes(frame, rows, kernel.dtype)
+            return gemm_seconds(s.m, s.n, s.k, kernel, batch=s.batch)
+
+        return predicted_by_nearest(frame, coefficients.values(), KERNEL, seconds)
 
     def shapes(self, frame: Frame, rows: np.ndarray, dtype: str) -> Shapes:
         """The multiplications of some rows."""

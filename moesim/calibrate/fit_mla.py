@@ -28,8 +28,7 @@ from moesim.calibrate.measured_rows import (
     kernel_groups,
     kernel_name,
     load_rows,
-    matching_rows,
-    processor_of,
+    predicted_by_nearest,
     regimes,
 )
 from moesim.calibrate.robust_fit import Coefficient, Fitted, fit_log
@@ -60,6 +59,7 @@ from moesim.operators.mla import (
     with_kv_heads,
 )
 from moesim.operators.processor import Processor
+from moesim.operators.systems import processor_of
 
 __all__ = ["MLA", "BmmOperator", "MlaOperator", "fit_rows"]
 
@@ -126,7 +126,7 @@ def fit_rows(
         | {"absorbed": absorbed, "processor": processor, "gemm_processor": gemm}
         | {"attention": kind(**blocks._asdict(), **own)}
         | {"module": ModuleCoefficients(**rest) if gemm else None}
-        | {"rows": len(calls.seconds), "at_bound": found.at_bound}
+        | {"rows": len(calls.seconds), "on_bounds": found.at_bound}
     )
     return kernel, found
 
@@ -220,15 +220,13 @@ class MlaOperator:
         return kernels
 
     def predict(self, table: MeasuredRows, coefficients: Mapping[str, MlaKernel]) -> np.ndarray:
-        """Seconds, ``[rows]``; NaN where no kernel covers a row."""
-        seconds = np.full(len(table.frame), np.nan)
-        for kernel in coefficients.values():
-            values = {name: getattr(kernel, name) for name in self.columns}
-            members = matching_rows(table.frame, values)
-            if len(members):
-                part = self.calls(table.frame, members)
-                seconds[members] = mla_seconds(part, kernel)
-        return seconds
+        """Seconds, ``[rows]``, by each row's kernel or the nearest that was fitted."""
+        frame = table.frame
+
+        def seconds(kernel: MlaKernel, rows: np.ndarray) -> np.ndarray:
+            return mla_seconds(self.calls(frame, rows), kernel)
+
+        return predicted_by_nearest(frame, coefficients.values(), self.columns, seconds)
 
     def calls(self, frame: Frame, rows: np.ndarray) -> MeasuredCalls:
         """The calls of some rows."""

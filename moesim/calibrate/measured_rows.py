@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -14,9 +14,9 @@ from moesim.calibrate.hygiene import HygieneReport, clean
 from moesim.calibrate.metrics import LARGE, SMALL
 from moesim.calibrate.operators import OPERATORS, read_operator
 from moesim.calibrate.tables import PACKAGE, open_catalogue
-from moesim.errors import InputError
-from moesim.hardware import load_device
-from moesim.operators.processor import Processor
+from moesim.operators.fitted import KernelFit, nearest
+from moesim.operators.shipped import as_stand_in
+from moesim.operators.systems import device_of
 
 __all__ = [
     "KERNEL",
@@ -24,17 +24,14 @@ __all__ = [
     "kernel_groups",
     "kernel_name",
     "load_rows",
-    "matching_rows",
-    "processor_of",
+    "predicted_by_nearest",
     "regimes",
 ]
 
+K = TypeVar("K", bound=KernelFit)
+
 KERNEL = ("system", "engine", "version", "kernel", "dtype")
 """What tells kernels apart in every operator."""
-PROFILES = {"b60": "arc_b60"}
-"""Systems of the tables whose device profile has another name."""
-SUBSTITUTES = {"fp4": "fp8", "fp8": "bf16"}
-"""Where a device has no peak for a format, its kernels convert to the next wider one."""
 
 
 @dataclass(frozen=True)
@@ -104,38 +101,34 @@ def kernel_groups(
             yield {name: shown[name] for name in columns}, members
 
 
-def matching_rows(frame: Frame, values: dict[str, str | int]) -> np.ndarray:
-    """Row numbers where the columns have these values; text is compared by label."""
-    found = np.ones(len(frame), bool)
-    for name, value in values.items():
-        if name in frame.labels:
-            found &= frame.is_label(name, str(value))
-        else:
-            found &= frame[name] == value
-    return np.flatnonzero(found)
+def predicted_by_nearest(
+    frame: Frame,
+    fits: Iterable[K],
+    labels: Sequence[str],
+    seconds: Callable[[K, np.ndarray], np.ndarray],
+) -> np.ndarray:
+    """Seconds of every row by its own kernel's fit, or by the nearest where it has none.
 
+    A fit of another system is read with the row's own device.
 
-@lru_cache
-def processor_of(system: str, arithmetic: str) -> Processor:
-    """Peaks of a measured system out of its device profile.
+    Args:
+        frame: The rows.
+        fits: What there is.
+        labels: Columns that tell kernels apart; the names of the fits' labels.
+        seconds: Times of some rows, given by number, by a fit.
 
-    Raises:
-        InputError: If the profile has neither a peak for the format nor for a wider one, or does
-            not say how many cores there are.
+    Returns:
+        ``[rows]``; NaN where no fit does the same, or the nearest does not reach.
     """
-    device = load_device(PROFILES.get(system, system))
-    if device.cores is None:
-        raise InputError("the profile does not say how many cores it has", field="cores")
-    while True:
-        try:
-            peak = device.peak_flop_per_s(arithmetic)
-            break
-        except InputError:
-            if arithmetic not in SUBSTITUTES:
-                raise
-            arithmetic = SUBSTITUTES[arithmetic]
-    return Processor(
-        peak_flop_per_s=peak,
-        memory_bytes_per_s=device.memory_bytes_per_s,
-        cores=device.cores.value,
-    )
+    result = np.full(len(frame), np.nan)
+    every = tuple(fits)
+    ids = frame.groups(labels)
+    for code in range(int(ids.max()) + 1 if len(frame) and every else 0):
+        rows = np.flatnonzero(ids == code)
+        shown = frame.describe(int(rows[0]))
+        device = device_of(str(shown["system"]))
+        wanted = type(every[0]).wanted(device, {name: shown[name] for name in labels})
+        found = nearest(every, wanted)
+        if found is not None:
+            result[rows] = seconds(as_stand_in(found, wanted, device), rows)
+    return result

@@ -5,9 +5,16 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from moesim.calibrate.operators import OPERATORS
+from moesim.calibrate.tables import open_catalogue
 from moesim.errors import UsageError
 
-__all__ = ["CALIBRATED", "calibrated_operator"]
+__all__ = [
+    "CALIBRATED",
+    "calibrated_operator",
+    "default_versions",
+    "measured_operators",
+]
 
 CALIBRATED = {
     "moe": "moesim.calibrate.fit_moe:MoeOperator",
@@ -56,3 +63,43 @@ def calibrated_operator(name: str, *, residual: bool = False) -> Any:
     if not getattr(found, "has_residual", False):
         raise UsageError(f"{name} has no learned residual\nfix: use --no-residual")
     return found(residual=True)
+
+
+ALL_VERSIONS = ("deepep_normal", "deepep_low_latency")
+"""Operators whose older tables hold what the newest lack: DeepEP over several nodes."""
+
+
+def default_versions(name: str) -> str:
+    """Versions that an operator is fitted to unless others are named: ``newest`` or ``all``."""
+    return "all" if name in ALL_VERSIONS else "newest"
+
+
+def measured_operators(
+    source: str,
+    names: list[str] | None,
+    systems: list[str] | None = None,
+    engines: list[str] | None = None,
+) -> list[str]:
+    """Operators to fit: those named, or all fitted ones of which the source has tables.
+
+    Raises:
+        UsageError: If one of those named is unknown, or the source has no tables of any.
+    """
+    tables = open_catalogue(source)
+    for name in names or ():
+        if name not in CALIBRATED:
+            raise UsageError(
+                f"no fitted model of operator {name}\nfix: use one of {', '.join(CALIBRATED)}"
+            )
+    if names:
+        return names
+    found = [
+        name
+        for name in CALIBRATED
+        if OPERATORS[name].files and tables.select(OPERATORS[name].files, systems, engines)
+    ]
+    if not found:
+        raise UsageError(
+            f"{source} has no table of an operator that is fitted\nfix: see moesim calibrate tables"
+        )
+    return found

@@ -9,7 +9,6 @@ declares that what it lacks is to be taken from another version of the same engi
 from __future__ import annotations
 
 import importlib.util
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +19,7 @@ import numpy as np
 
 from moesim.errors import InputError, MissingExtraError
 from moesim.extras import require
+from moesim.operators.fitted import version_key
 from moesim.safe_io import read_yaml
 
 __all__ = [
@@ -205,22 +205,6 @@ def open_catalogue(source: str | Path = PACKAGE) -> Catalogue:
         key=lambda t: (t.system, t.operator, t.family, t.engine, version_key(t.version)),
     )
     return Catalogue(folder, tuple(ordered))
-
-
-def version_key(version: str) -> tuple[Any, ...]:
-    """Sort key of a version: ``0.5.9 < 0.5.10``, ``1.3.0rc20 < 1.3.0 < 1.3.0.post1``.
-
-    The order is that of the Python packaging rules for releases, pre-, post- and development
-    releases (PEP 440), without epochs and local labels; other words come before every number.
-    """
-    match = re.match(r"v?(\d+(?:\.\d+)*)(?:\.?(dev|a|b|rc|post)(\d+))?$", version)
-    if match is None:
-        return ((), 0, 0, version)
-    stages = {"dev": -4, "a": -3, "b": -2, "rc": -1, None: 0, "post": 1}
-    release = [int(part) for part in match[1].split(".")]
-    while release and release[-1] == 0:
-        release.pop()
-    return (tuple(release), stages[match[2]], int(match[3] or 0), version)
 
 
 def _newest(tables: Sequence[TableFile]) -> tuple[TableFile, ...]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moesim.cli import calibrate_measure
+from moesim.cli import calibrate_fit, calibrate_measure
+from moesim.cli.calibrate_fit import SOURCE_HELP, chosen_versions
 from moesim.cli.console import (
     Console,
     JsonOption,
@@ -15,6 +15,7 @@ from moesim.cli.console import (
     QuietOption,
     ResultOutOption,
     SeedOption,
+    listed,
 )
 from moesim.errors import UsageError
 
@@ -27,8 +28,6 @@ app = typer.Typer(help="Measured kernels: what there is, and how well we predict
 
 SCHEMA = "moesim.calibrate-tables/1"
 EVALUATE_SCHEMA = "moesim.calibrate/1"
-FIT_SCHEMA = "moesim.calibrate-fit/1"
-SOURCE_HELP = "aiconfigurator (the installed package), or a folder of such tables."
 
 
 @app.callback(no_args_is_help=True)
@@ -68,8 +67,8 @@ def tables(
     if operator is not None and operator not in OPERATORS:
         raise UsageError(f"unknown operator {operator}\nfix: use one of {', '.join(OPERATORS)}")
     console = Console(as_json=as_json, quiet=quiet, out=out)
-    names, makers = _listed(systems), _listed(engines)
-    wanted = _chosen(versions)
+    names, makers = listed(systems), listed(engines)
+    wanted = chosen_versions(versions)
     with console.progress("listing") as step:
         catalogue = open_catalogue(source)
         files = None if operator is None else OPERATORS[operator].files
@@ -155,7 +154,7 @@ def evaluate(
     model = calibrated_operator(operator, residual=residual)
     wanted = versions or ("all" if split == "leave-version-out" else "newest")
     with console.progress("reading") as step:
-        table = model.load(source, _listed(systems), _chosen(wanted), _listed(engines))
+        table = model.load(source, listed(systems), chosen_versions(wanted), listed(engines))
         step("fitting and predicting")
         found = scoring.evaluate(
             model,
@@ -163,7 +162,7 @@ def evaluate(
             split,
             fit_fraction=fit_fraction,
             seed=seed,
-            hold_out=_listed(hold_out) or (),
+            hold_out=listed(hold_out) or (),
         )
     dropped = table.report.to_dict() if table.report is not None else None
     result: dict[str, Any] = {
@@ -181,101 +180,6 @@ def evaluate(
         "hygiene": dropped,
     }
     console.result(result, _score_text(result))
-
-
-@app.command()
-def fit(
-    source: Annotated[str, typer.Option(help=SOURCE_HELP)] = "aiconfigurator",
-    operator: Annotated[str, typer.Option(help="Operator to fit, such as moe.")] = "moe",
-    systems: Annotated[str | None, typer.Option(help="Only these systems.")] = None,
-    engines: Annotated[str | None, typer.Option(help="Only these engines.")] = None,
-    versions: Annotated[
-        str, typer.Option(help="newest (of each engine), all, or version numbers.")
-    ] = "newest",
-    date: Annotated[
-        str, typer.Option(help="Date to write into the file; the clock is not read.")
-    ] = "",
-    out: Annotated[Path, typer.Option("--out", help="Folder that receives OPERATOR.json.")] = Path(
-        "fitted"
-    ),
-    seed: SeedOption = 0,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-) -> None:
-    """Fit an operator's coefficients to all measured rows and write them with their provenance."""
-    from moesim.calibrate.fit_file import fitted_moe
-    from moesim.calibrate.measurements import is_measurements_file
-    from moesim.calibrate.registry import calibrated_operator
-    from moesim.safe_io import write_json
-
-    console = Console(as_json=as_json, quiet=quiet)
-    if is_measurements_file(source):
-        console.result(*calibrate_measure.fit_measurements(source, out, seed))
-        return
-    if operator == "roofline":
-        console.result(*_fit_roofline(source, _listed(systems), date, out, console))
-        return
-    if operator != "moe":
-        raise UsageError(
-            f"coefficients of {operator} cannot be written to a file yet\n"
-            "fix: use --operator moe, or score it with: moesim calibrate evaluate"
-        )
-    model = calibrated_operator(operator)
-    words = ["moesim calibrate fit", f"--source {source}", f"--operator {operator}"]
-    words += [f"--systems {systems}"] if systems else []
-    words += [f"--engines {engines}"] if engines else []
-    words += [f"--versions {versions}"] if versions != "newest" else []
-    with console.progress("reading") as step:
-        table = model.load(source, _listed(systems), _chosen(versions), _listed(engines))
-        step("fitting")
-        document = fitted_moe(model, table, source=source, date=date, command=" ".join(words))
-    path = write_json(out / f"{operator}.json", document.to_dict())
-    on_bounds = {
-        f"{found.system}/{found.engine}/{found.kernel}/{found.dtype}": list(found.on_bounds)
-        for found in document.fits
-        if found.on_bounds
-    }
-    result: dict[str, Any] = {
-        "schema": FIT_SCHEMA,
-        "ok": True,
-        "operator": operator,
-        "file": str(path),
-        "rows": document.rows,
-        "rows_dropped": document.rows_dropped,
-        "fits": len(document.fits),
-        "on_bounds": on_bounds,
-    }
-    lines = [f"{result['fits']} kernels fitted to {document.rows:,} rows: {path}"]
-    lines += [f"on a bound: {name}: {', '.join(names)}" for name, names in on_bounds.items()]
-    console.result(result, "\n".join(lines))
-
-
-def _fit_roofline(
-    source: str, systems: list[str] | None, date: str, out: Path, console: Console
-) -> tuple[dict[str, Any], str]:
-    """How far measured kernels are from their rooflines, written to a file."""
-    from moesim.calibrate.fit_roofline import fit_roofline_errors
-    from moesim.safe_io import write_json
-
-    command = f"moesim calibrate fit --source {source} --operator roofline"
-    command += f" --systems {','.join(systems)}" if systems else ""
-    with console.progress("reading and comparing"):
-        document = fit_roofline_errors(source, systems, date=date, command=command)
-    path = write_json(out / "roofline.json", document.to_dict())
-    result = {
-        "schema": FIT_SCHEMA,
-        "ok": True,
-        "operator": "roofline",
-        "file": str(path),
-        "rows": sum(document.rows.values()),
-        "intervals": document.to_dict()["intervals"],
-    }
-    return result, f"{result['rows']:,} rows compared with their rooflines: {path}"
-
-
-def _chosen(words: str) -> str | list[str]:
-    """What ``Catalogue.select`` takes for versions."""
-    return words if words in ("newest", "all") else _listed(words) or []
 
 
 def _score_text(result: dict[str, Any]) -> str:
@@ -296,11 +200,6 @@ def _score_line(name: str, found: dict[str, Any]) -> str:
     covered = found["interval_coverage"]
     cells.append(f"{covered:>9.1%}" if covered is not None else f"{'-':>9}")
     return f"{name[:63]:<64}{found['rows']:>9,}{''.join(cells)}"
-
-
-def _listed(words: str | None) -> list[str] | None:
-    """The words between commas."""
-    return None if words is None else [word.strip() for word in words.split(",") if word.strip()]
 
 
 def _row(table: TableFile, catalogue: Catalogue, operator_of_file: Any) -> dict[str, Any]:
@@ -362,4 +261,5 @@ def _by_operator(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+app.command("fit")(calibrate_fit.fit)
 app.command("measure")(calibrate_measure.measure)

@@ -27,6 +27,7 @@ __all__ = [
     "QuietOption",
     "ResultOutOption",
     "SeedOption",
+    "listed",
     "run",
 ]
 
@@ -161,3 +162,8 @@ def _end(
             return code
     print(f"moesim: {data['message']}", file=sys.stderr)  # noqa: T201
     return code
+
+
+def listed(words: str | None) -> list[str] | None:
+    """The words between commas; ``None`` for none given."""
+    return None if words is None else [word.strip() for word in words.split(",") if word.strip()]

@@ -15,18 +15,24 @@ key-value head can share the reading of its cache (``heads_per_block``).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import NamedTuple, Self
+from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
 from pydantic import Field
 
+from moesim.hardware import Device
+from moesim.operators.fitted import Estimate, KernelFit, Label
 from moesim.operators.processor import Processor
+from moesim.operators.systems import processor
 from moesim.schema import Document
 
 __all__ = [
     "ARITHMETIC",
+    "DECODE_VARIANTS",
     "ELEMENT_BYTES",
+    "PREFILL_VARIANTS",
     "AttentionCalls",
     "AttentionKernel",
     "AttentionShape",
@@ -40,9 +46,12 @@ __all__ = [
     "attention_seconds",
     "decode_geometry",
     "decode_seconds",
+    "decode_variant",
+    "decode_variants",
     "key_blocks",
     "prefill_geometry",
     "prefill_seconds",
+    "prefill_variant",
 ]
 
 SPLITS = 2.0 ** np.arange(9)
@@ -50,6 +59,15 @@ PARTIAL_BYTES = 4
 ELEMENT_BYTES = {"bfloat16": 2.0, "float16": 2.0, "fp8": 1.0, "fp8_block": 1.0}
 ARITHMETIC = {"bfloat16": "bf16", "float16": "fp16", "fp8": "fp8", "fp8_block": "fp8"}
 """By the names that the measured tables use."""
+MANY_HEADS = 32
+"""TensorRT-LLM's kernel for shared key-value heads takes up to 32 query heads each; above, its
+kernel for single heads runs (in the tables: the step in time between 32 and 48)."""
+PREFILL_VARIANTS = ("full", "window")
+DECODE_VARIANTS = tuple(
+    f"{seen}, {heads}"
+    for seen in PREFILL_VARIANTS
+    for heads in ("1 head", f"2-{MANY_HEADS} heads", f"over {MANY_HEADS} heads")
+)
 LONG_S = 1e-3
 """Beyond about this time a kernel draws full power and its clock sinks."""
 
@@ -172,29 +190,75 @@ class DecodeCoefficients(Document):
         return DecodeBlocks(self.key_columns, self.heads_per_block, self.splits)
 
 
-class AttentionKernel(Document):
-    """One compiled kernel of an engine version on a system, with its fit."""
+class AttentionKernel(KernelFit):
+    """One compiled kernel of an engine version on a system, with its fit.
 
-    system: str
-    engine: str
-    version: str
-    kernel: str
+    Attributes:
+        dtype: Of queries and arithmetic, a name out of ``ELEMENT_BYTES``.
+        kv_dtype: Of the cache.
+        head_dim: Elements of a head.
+        variant: As :func:`decode_variant` and :func:`prefill_variant` name it.
+        processor: Peaks in the arithmetic of ``dtype``.
+        coefficients: Of a prefill or a decode kernel.
+    """
+
+    ORDER: ClassVar[tuple[str, ...]] = (
+        *("dtype", "kv_dtype", "seen", "family", "system", "engine", "kernel", "head_dim"),
+        *("variant", "version"),
+    )
+    DERIVED: ClassVar[tuple[str, ...]] = ("seen", "family")
+
     dtype: str
     kv_dtype: str
     head_dim: int
     variant: str
-    """``window`` or ``full``; for decode also how many query heads share a key-value head."""
     processor: Processor
     coefficients: PrefillCoefficients | DecodeCoefficients
-    rows: int = 0
-    """Rows that were fitted."""
-    at_bound: tuple[str, ...] = ()
-    """Coefficients that ended on the edge of what physics allows: not to be read as physical."""
+
+    @property
+    def seen(self) -> str:
+        """``full`` or ``window``: what a query sees."""
+        return self.variant.partition(",")[0]
 
     @property
     def head(self) -> AttentionShape:
         """Sizes of its heads."""
         return AttentionShape.plain(self.head_dim, self.dtype, self.kv_dtype)
+
+    @classmethod
+    def wanted(cls, device: Device, labels: Mapping[str, Label]) -> dict[str, Label]:
+        """Adds ``seen``, which the variant tells; see :meth:`KernelFit.wanted`."""
+        known = super().wanted(device, labels)
+        if "variant" in labels:
+            known["seen"] = str(labels["variant"]).partition(",")[0]
+        return known
+
+    def time(self, calls: AttentionCalls) -> Estimate:
+        """Time of every call, ``[rows]``."""
+        return self.estimate(attention_seconds(calls, self.head, self.coefficients, self.processor))
+
+    def on_device(self, device: Device) -> Self:
+        """See :meth:`KernelFit.on_device`."""
+        return self.model_copy(update={"processor": processor(device, ARITHMETIC[self.dtype])})
+
+
+def prefill_variant(window_tokens: int) -> str:
+    """Compiled variant of a prefill kernel: ``window`` or ``full``."""
+    return PREFILL_VARIANTS[int(window_tokens > 0)]
+
+
+def decode_variant(heads: int, kv_heads: int, window_tokens: int) -> str:
+    """Compiled variant of a decode kernel: what is seen, and how many heads share a cache."""
+    return DECODE_VARIANTS[int(decode_variants(heads, kv_heads, window_tokens))]
+
+
+def decode_variants(
+    heads: np.ndarray | int, kv_heads: np.ndarray | int, window_tokens: np.ndarray | int
+) -> np.ndarray:
+    """Codes into ``DECODE_VARIANTS`` of decode calls, ``[rows] int32``."""
+    share = np.asarray(heads) / np.asarray(kv_heads)
+    few = np.where(share > MANY_HEADS, 2, np.where(share > 1, 1, 0))
+    return ((np.asarray(window_tokens) > 0) * 3 + few).astype(np.int32)
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,15 @@ https://docs.nvidia.com/deeplearning/performance/dl-performance-matrix-multiplic
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, Self, get_args
 
 import numpy as np
 from pydantic import Field
 
+from moesim.hardware import Device
+from moesim.operators.fitted import Estimate, KernelFit
 from moesim.operators.processor import Processor
+from moesim.operators.systems import processor
 from moesim.schema import Document
 
 __all__ = [
@@ -132,23 +135,38 @@ class GemmCoefficients(Document):
     """Copying scales where m is no multiple of 4."""
 
 
-class GemmKernel(Document):
-    """One kernel of an engine version on a system, with its fit."""
+class GemmKernel(KernelFit):
+    """One kernel of an engine version on a system, with its fit.
 
-    system: str
-    engine: str
-    version: str
-    kernel: str
+    Attributes:
+        dtype: A name out of ``FORMATS``.
+        processor: Peaks in the arithmetic of that format.
+        tiling: How the library takes its tiles.
+        tiles: The choice by m; only for the tiling ``dispatch``.
+        coefficients: What was fitted.
+    """
+
+    ORDER: ClassVar[tuple[str, ...]] = (
+        *("dtype", "family", "system", "engine", "kernel", "version"),
+    )
+
     dtype: str
     processor: Processor
     tiling: Tiling
     tiles: tuple[Tile, ...] = ()
-    """The choice by m; only for the tiling ``dispatch``."""
     coefficients: GemmCoefficients
-    rows: int = 0
-    """Rows that were fitted."""
-    at_bound: tuple[str, ...] = ()
-    """Coefficients that ended on the edge of what physics allows: not to be read as physical."""
+
+    def time(
+        self, m: np.ndarray, n: np.ndarray, k: np.ndarray, batch: np.ndarray | int = 1
+    ) -> Estimate:
+        """Time of [m, k] × [k, n]; arguments as of :func:`gemm_seconds`, ``[rows]``."""
+        return self.estimate(gemm_seconds(m, n, k, self, batch=batch))
+
+    def on_device(self, device: Device) -> Self:
+        """See :meth:`KernelFit.on_device`."""
+        return self.model_copy(
+            update={"processor": processor(device, FORMATS[self.dtype].arithmetic)}
+        )
 
 
 @dataclass(frozen=True)

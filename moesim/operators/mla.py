@@ -13,11 +13,14 @@ attention, output projection.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 import numpy as np
 from pydantic import Field
 
+from moesim.hardware import Device
 from moesim.operators.attention import (
+    ARITHMETIC,
     ELEMENT_BYTES,
     AttentionCalls,
     AttentionShape,
@@ -25,8 +28,10 @@ from moesim.operators.attention import (
     PrefillCoefficients,
     attention_seconds,
 )
+from moesim.operators.fitted import Estimate, KernelFit
 from moesim.operators.gemm import FORMATS, HOST_EXPONENT, gemm_bytes, gemm_flops
 from moesim.operators.processor import Processor
+from moesim.operators.systems import processor
 from moesim.schema import Document
 
 __all__ = [
@@ -85,26 +90,44 @@ class ModuleCoefficients(Document):
     """Norms, rotary embedding and cache writes, per token."""
 
 
-class MlaKernel(Document):
-    """One kernel or module of an engine version on a system, with its fit."""
+class MlaKernel(KernelFit):
+    """One kernel or module of an engine version on a system, with its fit.
 
-    system: str
-    engine: str
-    version: str
-    kernel: str
+    Attributes:
+        dtype: Of queries and arithmetic, a name out of ``ELEMENT_BYTES``.
+        kv_dtype: Of the cached latent.
+        gemm_dtype: Of a module's weights; empty for a kernel.
+        absorbed: Which form.
+        processor: Peaks in the arithmetic of ``dtype``.
+        gemm_processor: Peaks in that of ``gemm_dtype``.
+        attention: Coefficients of the attention kernel.
+        module: Those of what is around it.
+    """
+
+    ORDER: ClassVar[tuple[str, ...]] = (
+        *("dtype", "kv_dtype", "gemm_dtype", "family", "system", "engine", "kernel", "version"),
+    )
+
     dtype: str
     kv_dtype: str
     gemm_dtype: str = ""
-    """Of a module's weights; empty for a kernel."""
     absorbed: bool
     processor: Processor
     gemm_processor: Processor | None = None
     attention: PrefillCoefficients | DecodeCoefficients
     module: ModuleCoefficients | None = None
-    rows: int = 0
-    """Rows that were fitted."""
-    at_bound: tuple[str, ...] = ()
-    """Coefficients that ended on the edge of what physics allows: not to be read as physical."""
+
+    def time(self, calls: AttentionCalls) -> Estimate:
+        """Time of every call, ``[rows]``; heads are those on this device."""
+        return self.estimate(mla_seconds(calls, self))
+
+    def on_device(self, device: Device) -> Self:
+        """See :meth:`KernelFit.on_device`."""
+        gemm = None
+        if self.gemm_dtype:
+            gemm = processor(device, FORMATS[self.gemm_dtype].arithmetic)
+        own = processor(device, ARITHMETIC[self.dtype])
+        return self.model_copy(update={"processor": own, "gemm_processor": gemm})
 
 
 @dataclass(frozen=True)

@@ -545,7 +545,8 @@ def test_an_operator_loads_fits_and_predicts(nccl):
     fitted = operator.fit(table, only)
     assert list(fitted) == ["h100_sxm/nccl/2.27.3/NCCL/half/node/all_reduce"]
     predicted = operator.predict(table, fitted)
-    assert np.isnan(predicted[~only]).all()
+    # H200 has the same NVLink: what was fitted for H100 stands in unchanged.
+    assert predicted[~only] == pytest.approx(predicted[only])
     error = predicted[only] / table.frame["latency_s"][only] - 1
     assert np.median(np.abs(error)) < 0.03
 

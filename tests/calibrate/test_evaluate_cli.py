@@ -109,7 +109,9 @@ def test_fit_writes_what_running_reads(capsys, folder, tmp_path):
     code, out, _ = call(capsys, "fit", *arguments, "--json")
     data = json.loads(out)
     assert code == 0
-    assert (data["schema"], data["fits"]) == ("moesim.calibrate-fit/1", 2)
+    assert data["schema"] == "moesim.calibrate-fit/1"
+    (written,) = data["operators"]  # all operators that the folder has tables of
+    assert (written["operator"], written["fits"]) == ("moe", 2)
     document = FittedMoe.load(tmp_path / "moe.json")
     assert document.date == "2026-01-01"
     assert "calibrate fit" in document.command

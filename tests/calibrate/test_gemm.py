@@ -18,6 +18,7 @@ from moesim.operators.gemm import (
     gemm_geometry,
     gemm_seconds,
 )
+from moesim.operators.systems import processor_of
 from tests.calibrate.synthetic_operators import H200, H200_FP8, grid, held_out, table
 
 COEFFICIENTS = GemmCoefficients(
@@ -153,12 +154,16 @@ def test_quantisation_is_charged_to_one_byte_formats_only():
     assert extra == pytest.approx(5e-13 * 1001 * 512 * 3 + 1001 * 5e-9 + 1e-5, rel=0.01)
 
 
-def test_rows_of_unknown_kernels_are_not_covered():
+def test_rows_without_a_fit_take_the_nearest_on_their_own_device():
     true_s = gemm_seconds(ROWS["m"], ROWS["n"], ROWS["k"], kernel())
+    fits = {"k": kernel(), "fp8": kernel(dtype="fp8", processor=H200_FP8)}
     other = table("gemm", ROWS, true_s, kernel="another")
-    assert np.isnan(GEMM.predict(other, {"k": kernel()})).all()
-    strange = table("gemm", ROWS, true_s, dtype="fp3")
-    assert GEMM.fit(strange, np.ones(len(true_s), bool)) == {}
+    assert GEMM.predict(other, fits) == pytest.approx(true_s)
+    elsewhere = table("gemm", ROWS, true_s, system="h100_sxm")
+    h100 = processor_of("h100_sxm", "bf16")
+    moved = gemm_seconds(ROWS["m"], ROWS["n"], ROWS["k"], kernel(), h100)
+    assert GEMM.predict(elsewhere, fits) == pytest.approx(moved)
+    assert np.isnan(GEMM.predict(other, {})).all()
 
 
 def test_a_fit_survives_its_file():

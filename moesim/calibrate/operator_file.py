@@ -1,0 +1,163 @@
+"""Writing the fits that moesim ships: all rows fitted, intervals from rows held out, provenance."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moesim.calibrate.fit_file import with_version
+from moesim.calibrate.frame import Frame
+from moesim.calibrate.intervals import LEVEL, MIN_RESIDUALS
+from moesim.calibrate.operator import CalibratedOperator
+from moesim.operators.fitted import Band, FittedOperator, KernelFit
+from moesim.safe_io import write_atomic
+
+__all__ = ["bands", "fitted_operator", "held_out", "write_operator"]
+
+PARTS = 4
+"""Parts that shapes are cut into, each held out in turn, for the residuals behind the bands."""
+MANY_ROWS = 100_000
+"""From so many rows on one half of the shapes is held out once: residuals enough."""
+BANDS = 3
+TRANSFER_ROWS = 20_000
+"""Rows of a system that are predicted by the others' fits."""
+DIGITS = 5
+
+
+def fitted_operator(
+    operator: CalibratedOperator[Any],
+    table: Any,
+    *,
+    source: str,
+    date: str,
+    command: str,
+) -> FittedOperator[Any]:
+    """Fit every kernel on all of its rows, with the intervals of rows that a fit had not seen.
+
+    Args:
+        operator: The model.
+        table: Rows after hygiene.
+        source: What was read: the package's name, or a folder.
+        date: Of the fit, as given by the caller.
+        command: That repeats it.
+    """
+    frame = table.frame
+    everything = np.ones(len(frame), bool)
+    fits: Mapping[str, Any] = operator.fit(table, everything)
+    predicted = held_out(operator, table)
+    of_all = bands(predicted, frame["latency_s"])
+    dropped = table.report.findings if table.report is not None else ()
+    return FittedOperator[Any](
+        operator=operator.name,
+        source=with_version(source),
+        rows=len(frame),
+        rows_dropped={finding.rule: len(finding.rows) for finding in dropped},
+        date=date,
+        command=command,
+        transfer=_transfer(operator, table, fits),
+        fits=tuple(_with_bands(fit, frame, predicted, of_all) for fit in fits.values()),
+    )
+
+
+def held_out(operator: CalibratedOperator[Any], table: Any) -> np.ndarray:
+    """Times by fits that had not seen the row's shape, ``[rows]``; NaN for rows not held out.
+
+    An operator that is asked for any size of few shapes has a ``held_out_key`` of its own.
+    """
+    key = getattr(operator, "held_out_key", operator.shape_key)(table)
+    many = len(key) > MANY_ROWS
+    parts = 2 if many else PARTS
+    part = np.random.default_rng(0).permutation(int(key.max()) + 1)[key] % parts
+    predicted = np.full(len(key), np.nan)
+    for number in range(1 if many else parts):
+        held = part == number
+        if held.any() and not held.all():
+            predicted[held] = operator.predict(table, operator.fit(table, ~held))[held]
+    return predicted
+
+
+def bands(predicted_s: np.ndarray, measured_s: np.ndarray) -> tuple[Band, ...]:
+    """The central 80 % of measured over predicted time, by thirds of the predicted times.
+
+    Args:
+        predicted_s: ``[rows]``; NaN for rows without a prediction.
+        measured_s: ``[rows]``.
+
+    Returns:
+        One band where there are few rows, none where there are too few for any.
+    """
+    known = np.isfinite(predicted_s)
+    ratio, place = (measured_s / predicted_s)[known], predicted_s[known]
+    if len(ratio) < MIN_RESIDUALS:
+        return ()
+    count = BANDS if len(ratio) >= BANDS * MIN_RESIDUALS else 1
+    cuts = np.quantile(place, np.arange(1, count) / count)
+    which = np.searchsorted(cuts, place)
+    found = []
+    for number in range(count):
+        part = ratio[which == number]
+        if len(part):
+            lo, hi = np.quantile(part, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+            end = float(cuts[number]) if number < count - 1 else None
+            found.append(Band(up_to_s=end, lo=float(lo), hi=float(hi)))
+    return tuple(found)
+
+
+def write_operator(path: Path, document: FittedOperator[Any]) -> Path:
+    """The document as JSON, one line per fit, numbers to ``DIGITS`` digits, defaults left out."""
+    plain = document.model_dump(mode="json", exclude={"fits"})
+    head = {"schema": document.schema_id, **_rounded(plain)}
+    lines = [json.dumps(name) + ": " + json.dumps(value) for name, value in head.items()]
+    fits = [
+        json.dumps(_rounded(fit.model_dump(mode="json", exclude_defaults=True)))
+        for fit in document.fits
+    ]
+    text = "{\n " + ",\n ".join(lines) + ',\n "fits": [\n  ' + ",\n  ".join(fits) + "\n ]\n}\n"
+    return write_atomic(path, text)
+
+
+def _with_bands(
+    fit: KernelFit, frame: Frame, predicted: np.ndarray, of_all: tuple[Band, ...]
+) -> KernelFit:
+    """The fit with its own bands, or the operator's where few of its rows were held out."""
+    own = np.isfinite(predicted)
+    for name, value in fit.labels.items():
+        if name in frame.labels:
+            own &= frame.is_label(name, str(value))
+        elif name in frame.columns:
+            own &= frame[name] == value
+    found = bands(predicted[own], frame["latency_s"][own])
+    return fit.model_copy(update={"bands": found or of_all})
+
+
+def _transfer(
+    operator: CalibratedOperator[Any], table: Any, fits: Mapping[str, KernelFit]
+) -> tuple[Band, ...]:
+    """Bands of predicting each system by the fits of the others."""
+    frame = table.frame
+    predicted = np.full(len(frame), np.nan)
+    for system in frame.labels["system"]:
+        others = {name: fit for name, fit in fits.items() if fit.system != system}
+        rows = np.flatnonzero(frame.is_label("system", system))
+        if not others or not len(rows):
+            continue
+        if len(rows) > TRANSFER_ROWS:
+            rows = np.sort(np.random.default_rng(0).choice(rows, TRANSFER_ROWS, replace=False))
+        part = type(table)(frame.take(rows), table.report)
+        predicted[rows] = operator.predict(part, others)
+    return bands(predicted, frame["latency_s"])
+
+
+def _rounded(value: Any) -> Any:
+    """Plain data with its numbers cut to ``DIGITS`` significant digits."""
+    if isinstance(value, float):
+        return float(f"{value:.{DIGITS}g}")
+    if isinstance(value, dict):
+        return {name: _rounded(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(inner) for inner in value]
+    return value
