@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -42,6 +42,8 @@ class Accesses:
             share experts.
         weights: [N] float32 router weight of each access, summed over the tokens of the event, or
             None if they were not asked for.
+        begins: [Q] int64 events with which a sequence begins, or several that run together; the
+            resets if there are more sequences than that.
     """
 
     ids: np.ndarray
@@ -52,6 +54,7 @@ class Accesses:
     events_per_step: int = 1
     assignments: int = 0
     weights: np.ndarray | None = None
+    begins: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
 
     @property
     def objects(self) -> int:
@@ -121,6 +124,7 @@ def cache_accesses(
             _check_ids(trace, row)
             if steps is None:
                 piece, event_starts = _plain_layer(trace, row, bounds, event_starts, weights)
+                piece = replace(piece, begins=sequences.bounds[:-1])
                 if distinct_ids(piece.ids, piece.starts, piece.experts)[0] is not piece.ids:
                     piece = _collected(trace, (row,), batch_steps(sequences, setting), 1, weights)
             else:
@@ -206,6 +210,7 @@ def _collected(
             events_per_step=events_per_step,
             assignments=assignments,
             weights=sums[:written] if weights else None,
+            begins=(steps.begins - steps.resets[0]) * events_per_step,
         )
     )
 
@@ -219,7 +224,8 @@ def _pieces(steps: Steps, accesses_per_token: int) -> Iterator[Steps]:
         last = int(np.searchsorted(ends, ends[first] + POOLED_ACCESSES, side="right")) - 1
         last = min(max(last, first + 1), segments)
         resets = steps.resets[first : last + 1]
-        yield Steps(steps.tokens, steps.starts[resets[0] : resets[-1] + 1], resets)
+        begins = steps.begins[(steps.begins >= resets[0]) & (steps.begins < resets[-1])]
+        yield Steps(steps.tokens, steps.starts[resets[0] : resets[-1] + 1], resets, begins)
         first = last
 
 

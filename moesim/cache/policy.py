@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from moesim.cache.accesses import Accesses
+from moesim.traces.bundle import Trace
 
 __all__ = ["Policy", "SizedPolicy", "StackPolicy"]
 
@@ -33,6 +34,10 @@ class Policy(ABC):
         """Name and parameters, such as ``sch:window=16``."""
         given = [f"{field.name}={getattr(self, field.name)}" for field in fields(self)]  # type: ignore[arg-type]
         return ":".join([self.name, *given])
+
+    def fitted(self, trace: Trace) -> Policy:
+        """The policy after it has seen the trace that it is to serve, if it needs that."""
+        return self
 
     def quotas(self, slots: int, layers: int, experts: int) -> np.ndarray:
         """Slots of each layer when every layer has slots of its own.

@@ -112,7 +112,7 @@ def hit_curve(
         InputError: If the trace is not sound.
         UsageError: If the policy or a size makes no sense for this trace.
     """
-    policy, setting = find_policy(policy), setting or CacheSetting()
+    policy, setting = find_policy(policy).fitted(trace), setting or CacheSetting()
     rows = list(range(trace.manifest.layers)) if layers is None else list(layers)
     pooled = setting.scope != "per-layer"
     largest = trace.manifest.experts * (len(rows) if pooled else 1)

@@ -16,7 +16,7 @@ import numpy as np
 from moesim.cache.accesses import Accesses
 from moesim.compiled import compiled
 
-__all__ = ["locate", "push", "scratch_type"]
+__all__ = ["locate", "push", "push_ranked", "scratch_type"]
 
 
 def scratch_type(accesses: Accesses) -> type[np.unsignedinteger]:
@@ -63,6 +63,41 @@ def push(stack: np.ndarray, height: int, priority: np.ndarray, item: int) -> int
         stack[level] = sinking if lower else other
         sinking = other if lower else sinking
         sinking_priority = min(other_priority, sinking_priority)
+        level += 1
+    stack[level] = sinking
+    return level
+
+
+@compiled
+def push_ranked(
+    stack: np.ndarray, height: int, priority: np.ndarray, last_use: np.ndarray, item: int
+) -> int:
+    """As :func:`push`, with priorities that may be alike: of equals, the least recent sinks.
+
+    Args:
+        stack: [objects] experts, of which the first ``height`` count.
+        height: Experts in the stack.
+        priority: [objects] numbers without NaN.
+        last_use: [objects], no two alike among those in the stack.
+        item: The expert asked for.
+    """
+    if height == 0:
+        stack[0] = item
+        return 0
+    sinking = stack[0]
+    if sinking == item:
+        return 0
+    stack[0] = item
+    level = 1
+    while level < height:
+        other = stack[level]
+        if other == item:
+            break
+        lower = (priority[other] < priority[sinking]) | (
+            (priority[other] == priority[sinking]) & (last_use[other] < last_use[sinking])
+        )
+        stack[level] = sinking if lower else other
+        sinking = other if lower else sinking
         level += 1
     stack[level] = sinking
     return level

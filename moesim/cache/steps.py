@@ -22,11 +22,14 @@ class Steps:
         starts: [S + 1] int64; step s holds ``tokens[starts[s]:starts[s + 1]]``.
         resets: [G + 1] int64; the cache is emptied before the steps ``resets[:-1]``, and
             ``resets[-1]`` is S.
+        begins: [Q] int64 steps with which a sequence begins; of sequences that run together, steps
+            with which all of them begin.
     """
 
     tokens: np.ndarray
     starts: np.ndarray
     resets: np.ndarray
+    begins: np.ndarray
 
 
 def batch_steps(sequences: Sequences, setting: CacheSetting) -> Steps:
@@ -40,7 +43,11 @@ def batch_steps(sequences: Sequences, setting: CacheSetting) -> Steps:
     _schedule(*arguments, tokens, starts, reset_steps)
     if sequences.order is not None:
         tokens = sequences.order[tokens]
-    return Steps(tokens, starts, reset_steps)
+    begins = reset_steps[:-1]
+    if setting.batch == 1:
+        lengths = -(-np.diff(sequences.bounds) // setting.step_tokens)
+        begins = np.cumsum(lengths) - lengths
+    return Steps(tokens, starts, reset_steps, begins)
 
 
 @compiled
