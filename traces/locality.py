@@ -68,6 +68,7 @@ def segment_counts(
     sequences: Sequences | None = None,
     groups: np.ndarray | None = None,
     by_expert: bool = False,
+    pool_layers: bool = False,
 ) -> list[np.ndarray]:
     """How often experts are used j times in a window of m consecutive tokens of a sequence.
 
@@ -77,6 +78,7 @@ def segment_counts(
         sequences: Its sequences; its requests by default.
         groups: [R] int64 group of each sequence, from 0; all are one group by default.
         by_expert: Whether to keep the experts of a layer apart.
+        pool_layers: Whether to add up all layers, as if there were one.
 
     Returns:
         For every window, [L, G, m + 1] int64, or [L, G, E, m + 1] with ``by_expert``.
@@ -95,12 +97,14 @@ def segment_counts(
     layers, experts = trace.manifest.layers, trace.manifest.experts
     group_count = int(groups.max(initial=0)) + 1
     rows = experts if by_expert else 1
-    result = [np.zeros((layers, group_count, rows, m + 1), np.int64) for m in windows]
+    kept = 1 if pool_layers else layers
+    result = [np.zeros((kept, group_count, rows, m + 1), np.int64) for m in windows]
     starts = None
     for layer in range(layers):
         ids, starts = _token_ids(trace, layer, sequences, starts)
         for m, counts in zip(windows, result, strict=True):
-            _segment_counts(ids, starts, sequences.bounds, groups, m, experts, counts[layer])
+            table = counts[0 if pool_layers else layer]
+            _segment_counts(ids, starts, sequences.bounds, groups, m, experts, table)
         release(trace.routing[layer])
     return result if by_expert else [counts[:, :, 0] for counts in result]
 

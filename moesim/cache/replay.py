@@ -20,7 +20,15 @@ from moesim.errors import UsageError
 from moesim.traces.bundle import Trace
 from moesim.traces.sequences import Sequences
 
-__all__ = ["HitCurve", "depths", "hit_counts", "hit_curve", "replay"]
+__all__ = [
+    "HitCurve",
+    "depths",
+    "first_touches",
+    "hit_counts",
+    "hit_curve",
+    "replay",
+    "segment_hits",
+]
 
 
 @dataclass(frozen=True)
@@ -161,6 +169,32 @@ def hit_counts(
     return np.array(counts, np.int64)[where]
 
 
+def segment_hits(
+    accesses: Accesses, policy: str | Policy, slots: np.ndarray, setting: CacheSetting
+) -> np.ndarray:
+    """Hits between one reset and the next, at every size.
+
+    Args:
+        accesses: What the cache is asked for.
+        policy: A policy or its name.
+        slots: [Z] sizes, 0 … objects.
+        setting: The contract and the cold convention count here.
+
+    Returns:
+        [R, Z] int64.
+    """
+    policy, segments = find_policy(policy), accesses.segments
+    hits = np.zeros((len(segments) - 1, len(slots)), np.int64)
+    if isinstance(policy, StackPolicy):
+        wanted = np.minimum(slots, accesses.objects)
+        _segment_hits(depths(accesses, policy, setting), segments, accesses.objects, wanted, hits)
+    else:
+        for column, size in enumerate(slots):
+            total = np.cumsum(replay(accesses, policy, int(size), setting), dtype=np.int64)
+            hits[:, column] = np.diff(np.concatenate([[0], total])[segments])
+    return hits
+
+
 def replay(
     accesses: Accesses, policy: str | Policy, slots: int, setting: CacheSetting
 ) -> np.ndarray:
@@ -250,3 +284,19 @@ def _histogram(values: np.ndarray, counts: np.ndarray) -> None:
         even[values[whole]] += 1
     for n in range(counts.size):
         counts[n] += even[n] + odd[n]
+
+
+@compiled
+def _segment_hits(
+    depth: np.ndarray, segments: np.ndarray, objects: int, slots: np.ndarray, hits: np.ndarray
+) -> None:
+    counts = np.empty(objects + 1, np.int64)
+    for segment in range(segments.size - 1):
+        counts[:] = 0
+        for i in range(segments[segment], segments[segment + 1]):
+            counts[depth[i]] += 1
+        counts[0] = 0
+        for size in range(1, objects + 1):
+            counts[size] += counts[size - 1]
+        for column in range(slots.size):
+            hits[segment, column] = counts[slots[column]]

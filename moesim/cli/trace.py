@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moesim.cli import trace_record, trace_stats, trace_synth
+from moesim.cli import trace_locality, trace_record, trace_stats, trace_synth
 from moesim.cli.console import Console, JsonOption, NoSeedOption, QuietOption, ResultOutOption
 from moesim.errors import UsageError
 
@@ -161,3 +161,4 @@ app.command("validate")(validate)
 app.command("record")(trace_record.record)
 app.command("synth")(trace_synth.synth)
 app.command("stats")(trace_stats.stats)
+app.command("locality")(trace_locality.locality)

@@ -315,6 +315,26 @@ USAGE_CASES = [
         ("top_k", "5"),
     ),
     Case("window-0", "trace stats {dir}/trace --window-tokens 0", USAGE, ("--window-tokens",)),
+    Case("locality-window-0", "trace locality {dir}/trace --window 4,0", USAGE, ("--window",)),
+    Case("locality-ratio-word", "trace locality {dir}/trace --ratio two", USAGE, ("--ratio",)),
+    Case(
+        "locality-unknown-policy",
+        "trace locality {dir}/trace --policy lfuu",
+        USAGE,
+        ("lfuu", "near: lfu"),
+    ),
+    Case(
+        "locality-unknown-contract",
+        "trace locality {dir}/trace --contract atomic",
+        USAGE,
+        ("contract", "event-atomic"),
+    ),
+    Case(
+        "locality-policy-without-weights",
+        "trace locality {dir}/trace --policy mrs",
+        USAGE,
+        ("router weights",),
+    ),
     Case("unknown-format", IMPORT + "onnx", USAGE, ("onnx", "sglang"), make=text("in", "")),
     Case("unknown-device", "hw show h1000", USAGE, ("h1000",)),
     Case("bench-device", "kernels bench --device tpu --dry-run", USAGE, ("tpu", "cuda")),
@@ -447,6 +467,10 @@ TRACE_CASES = [
          ("tokens", "--holdout 0"), "short",
          lambda f: (tiny_trace(f / "short", routing=tiny_routing()[:, :100]),)),
     Case("stats-without-a-trace", "trace stats {dir}/none", BAD_INPUT, ("no such folder",), "none"),
+    Case("locality-expert-out-of-range", "trace locality {dir}/trace", BAD_INPUT, ("8", "0 … 7"),
+         "trace", routing(np.where(tiny_routing() == 7, 8, tiny_routing()).astype(np.uint8))),
+    Case("locality-without-a-trace", "trace locality {dir}/none", BAD_INPUT, ("no such folder",),
+         "none"),
     Case("synth-into-a-trace", "trace synth --layers 1 --experts 4 --top-k 2 --tokens 9 "
          "--out {dir}/trace", BAD_INPUT, ("holds a trace",), "trace"),
 ]  # fmt: skip
