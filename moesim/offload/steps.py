@@ -1,21 +1,23 @@
 """The steps of a server, out of a routing trace: how many tokens each expert gets in each.
 
-In decode a step holds one token of each request of the batch. Requests of the trace follow one
-another in as many lanes as the batch has requests (continuous batching). In prefill a step holds
-the whole prompts of the batch.
+In decode a step holds one token of each request of the batch, in the order in which
+:mod:`moesim.cache` replays them. In prefill a step holds the whole prompts of the batch.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from moesim.cache.setting import CacheSetting
+from moesim.cache.steps import batch_steps
 from moesim.errors import InputError, MissingExtraError, UsageError
 from moesim.traces.bundle import Trace
 from moesim.traces.chunks import check_arrays, check_ids
+from moesim.traces.sequences import Sequences, trace_sequences
 
-__all__ = ["Steps", "decode_steps", "request_bounds", "serve_steps"]
+__all__ = ["Steps", "decode_steps", "requests_of", "serve_steps"]
 
 BLOCK_TOKENS = 256
 """Tokens that count as one request where a trace does not say where requests begin."""
@@ -33,7 +35,8 @@ class Steps:
         router: [S, L, E] router weights of the chosen experts, summed over the step's tokens; None
             if the trace has none.
         prefill: [S] bool.
-        step_tokens: [S] tokens of each step.
+        batch: Requests of a step.
+        context: [S] tokens of each request: new ones in prefill, cached ones in decode.
         requests: How many requests they come from.
         note: What was left out or assumed; empty if nothing.
     """
@@ -41,7 +44,8 @@ class Steps:
     tokens: np.ndarray
     router: np.ndarray | None
     prefill: np.ndarray
-    step_tokens: np.ndarray
+    batch: int
+    context: np.ndarray
     requests: int
     note: str = ""
 
@@ -50,62 +54,70 @@ class Steps:
         """[S, L] active experts of every event."""
         return np.count_nonzero(self.tokens, axis=2)
 
+    def part(self, chosen: slice) -> Steps:
+        """Some of the steps."""
+        return replace(
+            self,
+            tokens=self.tokens[chosen],
+            router=None if self.router is None else self.router[chosen],
+            prefill=self.prefill[chosen],
+            context=self.context[chosen],
+        )
 
-def request_bounds(trace: Trace) -> tuple[np.ndarray, str]:
-    """Where requests begin and end.
 
-    Returns:
-        [R, 2] first token and the one behind the last, in the trace's order; and a note on what
-        was assumed.
+def requests_of(trace: Trace) -> tuple[Sequences, str]:
+    """The requests of a trace, and a note on what was assumed.
+
+    A trace that does not name any is cut into blocks.
     """
-    tokens = trace.manifest.tokens
     try:
-        frame = trace.requests()
+        sequences = trace_sequences(trace)
         note = "the trace does not say where requests begin"
     except MissingExtraError:
-        frame, note = None, "reading where requests begin needs pyarrow"
-    if frame is None or "request" not in frame:
-        edges = np.append(np.arange(0, tokens, BLOCK_TOKENS), tokens)
-        note += f", so that blocks of {BLOCK_TOKENS} tokens stand for them"
-        return np.stack([edges[:-1], edges[1:]], axis=1), note
-    change = np.flatnonzero(np.diff(frame["request"].to_numpy())) + 1
-    edges = np.concatenate([[0], change, [tokens]])
-    return np.stack([edges[:-1], edges[1:]], axis=1), ""
+        sequences = Sequences(np.array([0, trace.manifest.tokens], np.int64))
+        note = "reading where requests begin needs pyarrow"
+    if sequences.count > 1:
+        return sequences, ""
+    edges = np.append(np.arange(0, trace.manifest.tokens, BLOCK_TOKENS), trace.manifest.tokens)
+    note += f", so that blocks of {BLOCK_TOKENS} tokens stand for them"
+    return Sequences(edges.astype(np.int64)), note
 
 
-def decode_steps(trace: Trace, batch: int, most_entries: int = MOST_ENTRIES) -> Steps:
-    """Every token of the trace as a decode step of its request, ``batch`` requests at a time.
+def decode_steps(
+    trace: Trace, setting: CacheSetting, context: int, most_entries: int = MOST_ENTRIES
+) -> Steps:
+    """Every token of the trace as a decode step of its request, ``setting.batch`` at a time.
 
     Args:
         trace: The routing.
-        batch: Requests in flight.
+        setting: Batch and resets.
+        context: Cached tokens of each request.
         most_entries: Steps × layers × experts beyond which the rest of the trace is left out.
 
     Raises:
         UsageError: If the trace has fewer requests than the batch.
     """
-    bounds, note = request_bounds(trace)
-    manifest = trace.manifest
-    if not 1 <= batch <= len(bounds):
+    sequences, note = requests_of(trace)
+    manifest, batch = trace.manifest, setting.batch
+    if batch > sequences.count:
         raise UsageError(
-            f"--batch {batch} needs as many requests; the trace has {len(bounds)}\n"
-            f"fix: pass --batch 1 … {len(bounds)}, or a longer trace"
+            f"--batch {batch} needs as many requests; the trace has {sequences.count}\n"
+            f"fix: pass --batch 1 … {sequences.count}, or a longer trace"
         )
-    lanes = [
-        np.concatenate([np.arange(*bound) for bound in bounds[lane::batch]])
-        for lane in range(batch)
-    ]
-    whole = min(map(len, lanes))
+    order = batch_steps(sequences, setting)
+    whole = len(order.starts) - 1
     steps = max(1, min(whole, most_entries // (manifest.layers * manifest.experts)))
     if steps < whole:
-        cut = f"the first {steps:,} of {whole:,} steps are replayed"
+        cut = f"times are of the first {steps:,} of {whole:,} steps"
         note = f"{note}; {cut}" if note else cut
-    index = np.stack([lane[:steps] for lane in lanes], axis=1)
+    index = order.tokens[: order.starts[steps]]
+    sizes = np.diff(order.starts[: steps + 1])
     return Steps(
-        *_count(trace, index.ravel(), np.repeat(np.arange(steps), batch), steps),
+        *_count(trace, index, np.repeat(np.arange(steps), sizes), steps),
         prefill=np.zeros(steps, bool),
-        step_tokens=np.full(steps, batch),
-        requests=len(bounds),
+        batch=batch,
+        context=np.full(steps, context),
+        requests=sequences.count,
         note=note,
     )
 
@@ -125,11 +137,12 @@ def serve_steps(
     Raises:
         UsageError: If fewer than ``batch`` requests are long enough.
     """
-    bounds, note = request_bounds(trace)
+    sequences, note = requests_of(trace)
     needed = prompt + output
-    long_enough = bounds[np.diff(bounds, axis=1)[:, 0] >= needed]
+    lengths = np.diff(sequences.bounds)
+    long_enough = sequences.bounds[:-1][lengths >= needed]
     if prompt < 1 or output < 1 or len(long_enough) < batch or batch < 1:
-        longest = int(np.diff(bounds, axis=1).max())
+        longest = int(lengths.max())
         raise UsageError(
             f"--prompt {prompt} and --output {output} need --batch {batch} requests of {needed} "
             f"tokens; the trace has {len(long_enough)}, its longest request has {longest} tokens\n"
@@ -145,22 +158,21 @@ def serve_steps(
     index: list[np.ndarray] = []
     step: list[np.ndarray] = []
     for group in range(groups):
-        first = long_enough[group * batch : (group + 1) * batch, 0][:, None]
+        first = long_enough[group * batch : (group + 1) * batch][:, None]
         base = group * (output + 1)
         index += [first + np.arange(prompt), (first + prompt + np.arange(output)).T]
         step += [np.full((batch, prompt), base)]
         step += [np.repeat(base + 1 + np.arange(output)[:, None], batch, axis=1)]
     steps = groups * (output + 1)
     prefill = np.arange(steps) % (output + 1) == 0
+    tokens = np.concatenate([part.ravel() for part in index])
+    if sequences.order is not None:
+        tokens = sequences.order[tokens]
     return Steps(
-        *_count(
-            trace,
-            np.concatenate([part.ravel() for part in index]),
-            np.concatenate([part.ravel() for part in step]),
-            steps,
-        ),
+        *_count(trace, tokens, np.concatenate([part.ravel() for part in step]), steps),
         prefill=prefill,
-        step_tokens=np.where(prefill, batch * prompt, batch),
+        batch=batch,
+        context=prompt + np.maximum(np.arange(steps) % (output + 1) - 1, 0),
         requests=groups * batch,
         note=note,
     )

@@ -29,6 +29,7 @@ from moesim.schema import Evidence
 if TYPE_CHECKING:
     from moesim.model import ModelSpec
     from moesim.offload.replay import Timing
+    from moesim.offload.steps import Steps
 
 __all__ = ["LINK_SHARE", "NVME_BYTES_PER_S", "Formats", "Machine", "load_machine"]
 
@@ -52,13 +53,6 @@ core with 32 FLOP per cycle at up to 3.6 GHz."""
 EXPERT_KERNELS = 3
 """Kernels per expert on the GPU: gate with up, activation, down. Engines that offload launch them
 per expert, since experts arrive one at a time."""
-
-LAYER_KERNELS = 12
-"""Kernels per layer outside the routed experts; assumed: two norms, projections in and out,
-position embedding, cache update, attention, router, top-k, gather, weighted sum, residual."""
-
-OTHER_BYTES = 2
-"""Bytes per weight outside the routed experts, and per element of the key-value cache."""
 
 
 @dataclass(frozen=True)
@@ -107,28 +101,19 @@ class Machine:
     nvme_bytes_per_s: float = NVME_BYTES_PER_S
     evidence: Evidence = Evidence.ASSUMED
 
-    def timing(
-        self,
-        model: ModelSpec,
-        formats: Formats,
-        most_tokens: int,
-        step_tokens: np.ndarray,
-        context_tokens: np.ndarray,
-    ) -> Timing:
+    def timing(self, model: ModelSpec, formats: Formats, steps: Steps) -> Timing:
         """Seconds of every part for steps of a model.
 
         Args:
             model: Sizes.
             formats: How experts are stored.
-            most_tokens: N, most tokens that one expert gets.
-            step_tokens: [S] tokens of each step.
-            context_tokens: [S] cached tokens that a step reads, over all its requests.
+            steps: Tokens of every expert, and what else a step has to do.
         """
         from moesim.offload.replay import Timing
 
         gpu = RooflineCost.of(model, self.gpu)
         weights = model.expert_parameters / 8
-        rows = np.arange(most_tokens + 1, dtype=float)
+        rows = np.arange(max(int(steps.tokens.max()), 1) + 1, dtype=float)
         launch_s = self.gpu.launch_overhead_s or 0.0
         gpu_s = EXPERT_KERNELS * launch_s + np.maximum(
             (weights * formats.slots + rows * gpu.token_bytes) / gpu.memory_bytes_per_s,
@@ -147,8 +132,25 @@ class Machine:
             copy_s=begin_s + weights * formats.slots / link,
             copy_narrow_s=begin_s + weights * narrow / link,
             read_s=weights * formats.disk / self.nvme_bytes_per_s,
-            other_s=self._other_s(model, step_tokens, context_tokens),
+            other_s=self._other_s(model, steps),
         )
+
+    def _other_s(self, model: ModelSpec, steps: Steps) -> np.ndarray:
+        """[S] seconds per MoE layer outside the routed experts."""
+        from moesim.offload.other_layers import other_seconds
+
+        other_s = np.empty(len(steps.tokens))
+        for prefill in (False, True):
+            chosen = steps.prefill == prefill
+            if chosen.any():
+                other_s[chosen] = other_seconds(
+                    model,
+                    self.gpu,
+                    "prefill" if prefill else "decode",
+                    steps.batch,
+                    np.maximum(steps.context[chosen], 1),
+                )
+        return other_s
 
     def _cpu(
         self, model: ModelSpec, formats: Formats, rows: np.ndarray
@@ -164,23 +166,6 @@ class Machine:
             seconds = np.maximum(seconds, model.expert_parameters * formats.host / 8 / read)
         seconds[0] = 0.0
         return seconds, first_s
-
-    def _other_s(
-        self, model: ModelSpec, step_tokens: np.ndarray, context_tokens: np.ndarray
-    ) -> np.ndarray:
-        """[S] seconds per MoE layer of attention, dense and shared experts, router and head."""
-        parameters = model.parameters
-        weights = parameters.total - parameters.routed_experts - parameters.embedding
-        kv_bytes = model.kv_cache_elements_per_token * OTHER_BYTES * context_tokens
-        memory_s = (weights * OTHER_BYTES + kv_bytes) / self.gpu.memory_bytes_per_s
-        # Each cached element is multiplied once per group of query heads; at least once.
-        flops = 2.0 * weights * step_tokens + 2.0 * kv_bytes / OTHER_BYTES * np.maximum(
-            1, step_tokens / np.maximum(context_tokens, 1)
-        )
-        compute_s = flops / self.gpu.peak_flop_per_s("bf16")
-        launch_s = LAYER_KERNELS * (self.gpu.launch_overhead_s or 0.0)
-        whole_s = np.maximum(memory_s, compute_s) + launch_s * model.layers
-        return np.asarray(whole_s / len(model.moe_layers), float)
 
 
 def load_machine(text: str, nvme_bytes_per_s: float = NVME_BYTES_PER_S) -> Machine:
