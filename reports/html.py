@@ -6,120 +6,72 @@ loading by its own content security policy, should an escape ever be missing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from html import escape
-from pathlib import Path
-from string import Template
 from typing import TYPE_CHECKING
 
-from moesim.reports import figures
-from moesim.reports.plan_report import Fact, PlannerRow, PlanReport, Table, build_report
-from moesim.reports.text import clean, keep_units
+from moesim.reports import figures, page
+from moesim.reports.plan_report import PlannerRow, PlanReport, build_report
+from moesim.reports.text import clean
 
 if TYPE_CHECKING:
     from moesim.planners.outcome import PlanOutcome
 
 __all__ = ["render_html"]
 
-_TEMPLATES = Path(__file__).parent / "templates"
-
 
 def render_html(outcome: PlanOutcome) -> str:
     """The report as a self-contained page; the same outcome gives the same bytes."""
     report = build_report(outcome)
-    template = Template((_TEMPLATES / "plan.html").read_text(encoding="utf-8"))
-    return template.substitute(
-        title=escape(report.title),
-        version=escape(report.version),
-        style=(_TEMPLATES / "plan.css").read_text(encoding="utf-8").strip(),
-        headline=_prose(report.headline),
-        lead="\n".join(f'<p class="lead">{_prose(text)}</p>' for text in report.lead),
-        facts=_facts(report.facts, "facts"),
-        notes=_notes(report.notes),
-        sections="\n".join(_sections(report, outcome)),
+    return page.render_page(
+        title=report.title,
+        version=report.version,
+        headline=report.headline,
+        lead=report.lead,
+        top_facts=report.facts,
+        remarks=report.notes,
+        sections=_sections(report, outcome),
     )
 
 
 def _sections(report: PlanReport, outcome: PlanOutcome) -> Iterable[str]:
-    yield _section("Planners", report.bound, _planners(report, outcome.bound.lower_bound_s))
-    yield _section(
+    yield page.section("Planners", report.bound, _planners(report, outcome.bound.lower_bound_s))
+    yield page.section(
         "Where the load is",
         "How often each expert was chosen, and what that makes each device carry. The fullest "
         "device of a layer is the one that all others wait for.",
         '<div class="pair">',
-        _figure(figures.expert_load(outcome)),
-        f'<div class="card stats">{_facts(report.load, "list")}</div></div>',
-        _figures(figures.device_load(outcome)),
+        page.figure(figures.expert_load(outcome)),
+        f'<div class="card stats">{page.facts(report.load, "list")}</div></div>',
+        page.figures(figures.device_load(outcome)),
     )
-    yield _section(
+    yield page.section(
         "Traffic between devices",
         "Bytes per step, all layers, both ways. Gaps divide the nodes."
         if outcome.cluster.nodes > 1
         else "Bytes per step, all layers, both ways.",
-        _figures(figures.traffic(outcome)),
+        page.figures(figures.traffic(outcome)),
     )
-    yield _section("Time per layer", "", _figures(figures.layer_time(outcome)), _legend(outcome))
-    yield _section(
+    yield page.section(
+        "Time per layer", "", page.figures(figures.layer_time(outcome)), _legend(outcome)
+    )
+    yield page.section(
         "What bounds the step",
         "Shares are of the expert layers' time; the busiest link has the longest bytes ÷ "
         "bandwidth.",
-        _table(report.limits),
+        page.table(report.limits),
     )
     if report.files.rows or report.launch:
-        yield _section("Where to load the plan", "", *_load_it(report))
-    yield _section("How these numbers were made", "", _card(_facts(report.method, "method")))
-    yield _section(
+        yield page.section("Where to load the plan", "", *_load_it(report))
+    yield page.section(
+        "How these numbers were made", "", page.card(page.facts(report.method, "method"))
+    )
+    yield page.section(
         "To reproduce it",
         "",
         f'<div class="card"><pre><code>{escape(report.command)}</code></pre></div>',
-        _table(report.inputs, "text", code=True) if report.inputs.rows else "",
+        page.table(report.inputs, "text", code=True) if report.inputs.rows else "",
     )
-
-
-def _prose(text: str) -> str:
-    """Escaped, with numbers kept on one line with their units."""
-    return escape(keep_units(text))
-
-
-def _section(title: str, text: str, *parts: str) -> str:
-    intro = f"<p>{_prose(text)}</p>" if text else ""
-    body = "\n".join(part for part in parts if part)
-    return f"<section>\n<h2>{escape(title)}</h2>{intro}\n{body}\n</section>"
-
-
-def _card(content: str) -> str:
-    return f'<div class="card">{content}</div>'
-
-
-def _facts(facts: Sequence[Fact], kind: str) -> str:
-    def item(fact: Fact) -> str:
-        detail = f'<dd class="detail">{_prose(fact.detail)}</dd>' if fact.detail else ""
-        return (
-            f"<div><dt>{escape(fact.label)}</dt>"
-            f'<dd class="value">{escape(fact.value)}</dd>{detail}</div>'
-        )
-
-    return f'<dl class="{kind}">{"".join(map(item, facts))}</dl>'
-
-
-def _notes(notes: Sequence[Fact]) -> str:
-    items = "".join(
-        f"<p><strong>{escape(note.label)}: {escape(note.value)}.</strong> {_prose(note.detail)}</p>"
-        for note in notes
-    )
-    return f'<div class="notes">{items}</div>'
-
-
-def _figure(picture: figures.Picture) -> str:
-    return (
-        f'<figure class="card"><figcaption><strong>{escape(picture.title)}</strong>'
-        f"<span>{escape(picture.remark)}</span></figcaption>"
-        f'<div role="img" aria-label="{escape(picture.alt)}">{picture.svg}</div></figure>'
-    )
-
-
-def _figures(pictures: Sequence[figures.Picture]) -> str:
-    return f'<div class="pair">{"".join(map(_figure, pictures))}</div>'
 
 
 def _legend(outcome: PlanOutcome) -> str:
@@ -166,38 +118,14 @@ def _planners(report: PlanReport, bound_s: float) -> str:
         if bound_s > 0
         else ""
     )
-    return _scrolling("Planners", f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>") + legend
-
-
-def _scrolling(label: str, content: str) -> str:
-    # A region that scrolls must be reachable by keyboard.
     return (
-        f'<div class="card flush wide"><div class="scroll" role="region" '
-        f'aria-label="{escape(label)}" tabindex="0"><table>{content}</table></div></div>'
-    )
-
-
-def _table(table: Table, kind: str = "plain", *, code: bool = False) -> str:
-    head = "".join(
-        f'<th scope="col">{escape(name)}</th>' if name else "<td></td>" for name in table.columns
-    )
-
-    def cell(text: str) -> str:
-        return f"<td><code>{escape(text)}</code></td>" if code else f"<td>{escape(text)}</td>"
-
-    body = "".join(
-        f'<tr><th scope="row">{escape(first)}</th>{"".join(map(cell, rest))}</tr>'
-        for first, *rest in table.rows
-    )
-    return (
-        f'<div class="card flush"><div class="scroll"><table class="{kind}">'
-        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></div>"
+        page.scrolling("Planners", f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>") + legend
     )
 
 
 def _load_it(report: PlanReport) -> Iterable[str]:
     if report.files.rows:
-        yield _table(report.files, "text", code=True)
+        yield page.table(report.files, "text", code=True)
     flags = "".join(
         f"<div><h3>{escape(engine)}</h3><pre><code>{escape(line)}</code></pre></div>"
         for engine, line in report.launch

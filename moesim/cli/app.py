@@ -8,7 +8,18 @@ from typing import Annotated
 import typer
 
 import moesim
-from moesim.cli import calibrate, doctor, hw, kernels, model, plan, simulate, trace, validate
+from moesim.cli import (
+    calibrate,
+    doctor,
+    hw,
+    kernels,
+    model,
+    plan,
+    simulate,
+    trace,
+    validate,
+    whatif,
+)
 from moesim.cli.console import run
 
 __all__ = ["app", "main"]
@@ -26,6 +37,7 @@ app.add_typer(trace.app, name="trace")
 app.add_typer(model.app, name="model")
 app.add_typer(hw.app, name="hw")
 app.add_typer(calibrate.app, name="calibrate")
+app.add_typer(whatif.app, name="whatif")
 app.add_typer(validate.app, name="validate")
 app.add_typer(kernels.app, name="kernels")
 app.command("doctor")(doctor.doctor)

@@ -31,7 +31,7 @@ from moesim.offload.schedules import (
     schedule,
 )
 
-__all__ = ["COUNTED", "RESOURCES", "Plan", "Replay", "Timing", "replay"]
+__all__ = ["COUNTED", "RESOURCES", "Plan", "Replay", "Timing", "replay", "time_of_hits"]
 
 RESOURCES = ("GPU", "CPU", "PCIe", "NVMe")
 NVME = 3
@@ -159,6 +159,28 @@ def replay(tokens: np.ndarray, plan: Plan, timing: Timing) -> Replay:
     record = _Record(step_s, busy_s, counts, place)
     _replay(np.ascontiguousarray(tokens, np.int64), rules, costs, memory, record)
     return Replay(step_s, busy_s, counts, place)
+
+
+def time_of_hits(
+    tokens: np.ndarray, there: np.ndarray, schedule: str, timing: Timing
+) -> tuple[np.ndarray, np.ndarray]:
+    """Time steps of which it is known what was in the slots; nothing is prefetched.
+
+    Args:
+        tokens: [S, L, E] tokens of every expert at every event.
+        there: [S, L, E] bool, what was in GPU memory when the gate was known.
+        schedule: One of :data:`~moesim.offload.schedules.SCHEDULES`.
+        timing: What it costs.
+
+    Returns:
+        [S] seconds of each step, and [S, 4] work on each of :data:`RESOURCES`.
+    """
+    step_s, busy_s = np.zeros(len(tokens)), np.zeros((len(tokens), len(RESOURCES)))
+    costs = Costs(timing.gpu_s, timing.cpu_s, timing.cpu_first_s)
+    _time_hits(
+        tokens, there, SCHEDULES[schedule], costs, timing.copy_s, timing.other_s, step_s, busy_s
+    )
+    return step_s, busy_s
 
 
 class _Rules(NamedTuple):
@@ -460,3 +482,33 @@ def _expected_s(
     work = Work(load, ready, np.zeros(size), np.full(size, rules.copy_s), 0.0)
     schedule(rules.schedule, work, costs, answer)
     return max(answer.clocks[GPU], answer.clocks[CPU])
+
+
+@compiled
+def _time_hits(
+    tokens: np.ndarray,
+    there: np.ndarray,
+    which: int,
+    costs: Costs,
+    copy_s: float,
+    other_s: np.ndarray,
+    step_s: np.ndarray,
+    busy_s: np.ndarray,
+) -> None:
+    steps, layers, experts = tokens.shape
+    load, ready = np.empty(experts, np.int64), np.empty(experts)
+    at_host, copies = np.zeros(experts), np.full(experts, copy_s)
+    for step in range(steps):
+        for layer in range(layers):
+            size = 0
+            for expert in range(experts):
+                if tokens[step, layer, expert] > 0:
+                    load[size] = tokens[step, layer, expert]
+                    ready[size] = 0.0 if there[step, layer, expert] else np.inf
+                    size += 1
+            answer = new_answer(size)
+            work = Work(load[:size], ready[:size], at_host[:size], copies[:size], 0.0)
+            schedule(which, work, costs, answer)
+            busy_s[step, :3] += answer.busy
+            busy_s[step, GPU] += other_s[step]
+            step_s[step] += other_s[step] + max(answer.clocks[GPU], answer.clocks[CPU])

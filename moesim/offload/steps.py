@@ -22,8 +22,8 @@ __all__ = ["Steps", "decode_steps", "requests_of", "serve_steps"]
 BLOCK_TOKENS = 256
 """Tokens that count as one request where a trace does not say where requests begin."""
 
-MOST_ENTRIES = 3_000_000
-"""Steps × layers × experts of one replay: about 0.2 s of a core for one policy and size."""
+MOST_ENTRIES = 1_000_000
+"""Steps × layers × experts of one replay: about 0.1 s of a core for one policy and size."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Steps:
         context: [S] tokens of each request: new ones in prefill, cached ones in decode.
         requests: How many requests they come from.
         note: What was left out or assumed; empty if nothing.
+        chosen: [S] which of all decode steps of the trace these are; None of served requests.
     """
 
     tokens: np.ndarray
@@ -48,6 +49,7 @@ class Steps:
     context: np.ndarray
     requests: int
     note: str = ""
+    chosen: np.ndarray | None = None
 
     @property
     def union(self) -> np.ndarray:
@@ -84,7 +86,12 @@ def requests_of(trace: Trace) -> tuple[Sequences, str]:
 
 
 def decode_steps(
-    trace: Trace, setting: CacheSetting, context: int, most_entries: int = MOST_ENTRIES
+    trace: Trace,
+    setting: CacheSetting,
+    context: int,
+    *,
+    spread: bool = False,
+    most_entries: int = MOST_ENTRIES,
 ) -> Steps:
     """Every token of the trace as a decode step of its request, ``setting.batch`` at a time.
 
@@ -92,7 +99,9 @@ def decode_steps(
         trace: The routing.
         setting: Batch and resets.
         context: Cached tokens of each request.
-        most_entries: Steps × layers × experts beyond which the rest of the trace is left out.
+        spread: If not all steps are taken, take them from all over the trace and not from its
+            beginning.
+        most_entries: Steps × layers × experts beyond which others are left out.
 
     Raises:
         UsageError: If the trace has fewer requests than the batch.
@@ -107,18 +116,21 @@ def decode_steps(
     order = batch_steps(sequences, setting)
     whole = len(order.starts) - 1
     steps = max(1, min(whole, most_entries // (manifest.layers * manifest.experts)))
+    chosen = np.linspace(0, whole - 1, steps).astype(np.int64) if spread else np.arange(steps)
     if steps < whole:
-        cut = f"times are of the first {steps:,} of {whole:,} steps"
+        which = "spread evenly" if spread else "from the beginning"
+        cut = f"times are of {steps:,} of {whole:,} steps, {which}"
         note = f"{note}; {cut}" if note else cut
-    index = order.tokens[: order.starts[steps]]
-    sizes = np.diff(order.starts[: steps + 1])
+    sizes = np.diff(order.starts)[chosen]
+    index = np.concatenate([np.arange(*order.starts[at : at + 2]) for at in chosen])
     return Steps(
-        *_count(trace, index, np.repeat(np.arange(steps), sizes), steps),
+        *_count(trace, order.tokens[index], np.repeat(np.arange(steps), sizes), steps),
         prefill=np.zeros(steps, bool),
         batch=batch,
         context=np.full(steps, context),
         requests=sequences.count,
         note=note,
+        chosen=chosen,
     )
 
 

@@ -215,7 +215,8 @@ def load_machine(text: str, nvme_bytes_per_s: float = NVME_BYTES_PER_S) -> Machi
     cores = cores or cpu.cores.value
     if not 1 <= cores <= cpu.cores.value:
         raise UsageError(
-            f"--hardware asks for {cores} cores of {cpu.name}; it has {cpu.cores.value}"
+            f"--hardware asks for {cores} cores of {cpu.name}; it has {cpu.cores.value}\n"
+            f"fix: pass {gpu.name}+{cpu.name}:{cpu.cores.value} or fewer"
         )
     if cpu.host_link is not None:
         link = min(link, cpu.host_link.bandwidth.si)

@@ -238,6 +238,38 @@ STEP_CASES = [
     ),
 ]
 
+ON_TRACE = "--trace {dir}/trace --model {dir}/config.json"
+OFFLOAD_CASES = [
+    Case("whatif-slots", f"whatif cache {ON_TRACE} --slots 0", USAGE, ("--slots", "'0'", "8")),
+    Case("whatif-slots-word", f"whatif cache {ON_TRACE} --slots 2,x", USAGE, ("--slots", "'x'")),
+    Case("whatif-batch", f"whatif cache {ON_TRACE} --batch 9999", USAGE, ("--batch 9999",)),
+    Case("whatif-policies", "whatif cache --policies lruu", USAGE, ("lruu", "lru")),
+    Case("whatif-no-policy", "whatif cache --policies ,", USAGE, ("--policies",)),
+    Case("whatif-hardware", "whatif cache --hardware rtx4091", USAGE, ("rtx4091", "rtx4090")),
+    Case("whatif-cpu", "whatif cache --hardware rtx4090+h100_sxm", USAGE, ("h100_sxm", "gpu")),
+    Case("whatif-cores", "whatif cache --hardware rtx4090+epyc_9554:65", USAGE, ("65", "64")),
+    Case("whatif-memory", "whatif cache --memory 24", USAGE, ("--memory", "'24'")),
+    Case("whatif-memory-small", "whatif cache --memory 1MB", INFEASIBLE, ("1 MB",)),
+    Case("whatif-context", "whatif cache --context 9999999", INFEASIBLE, ("9,999,999",)),
+    Case("whatif-bits", "whatif cache --bits 99", USAGE, ("--bits", "99")),
+    Case("whatif-no-model", "whatif cache --trace {dir}/trace", USAGE, ("--model",)),
+    Case("whatif-other-model", "whatif cache --trace {dir}/trace --model mixtral-8x7b", BAD_INPUT,
+         ("mixtral-8x7b",), "manifest.json"),
+    Case("whatif-no-trace", "whatif cache --trace {dir}/none --model mixtral-8x7b", BAD_INPUT,
+         (), "none"),
+    Case("offload-system", "simulate offload --system hybrid", USAGE, ("'hybrid'", "hybrimoe")),
+    Case("offload-schedule", "simulate offload --schedule best", USAGE, ("--schedule", "split")),
+    Case("offload-policy", "simulate offload --policy fifo", USAGE, ("--policy", "lru")),
+    Case("offload-quota", "simulate offload --quota none", USAGE, ("--quota", "shallow")),
+    Case("offload-predictor", "simulate offload --predictor me", USAGE, ("--predictor", "paths")),
+    Case("offload-slots", "simulate offload --slots 33", USAGE, ("--slots", "33", "32")),
+    Case("offload-lengths", "simulate offload --prompt 200 --output 200", USAGE, ("400", "256")),
+    Case("offload-no-cpu", "simulate offload --hardware rtx4090 --system static-split", USAGE,
+         ("static-split", "rtx4090+")),
+    Case("offload-nvme", "simulate offload --nvme fast", USAGE, ("--nvme", "GB/s")),
+    Case("offload-mrs", f"simulate offload {ON_TRACE} --policy mrs --prompt 8 --output 8", USAGE,
+         ("mrs", "weights")),
+]  # fmt: skip
 USAGE_CASES = [
     Case("trace-and-load", f"{ON_TINY} --load {{dir}}/counts.npy", USAGE, ("TRACE or --load",)),
     Case(
@@ -601,6 +633,7 @@ def under(prefix: str, suffix: str, cases: list[Case]) -> list[Case]:
 
 CASES = [
     *STEP_CASES,
+    *OFFLOAD_CASES,
     *USAGE_CASES,
     *(replace(c, command=f"plan --load {{dir}}/{c.file} {COUNTS}") for c in COUNTS_CASES),
     *TRACE_CASES,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from moesim.cache.setting import CacheSetting
 from moesim.errors import MoesimError, UsageError
 from moesim.model import load_model
 from moesim.offload.predictors import (
@@ -15,11 +16,15 @@ from moesim.offload.predictors import (
     predict_with_recall,
 )
 from moesim.offload.scores import belady, lfu, lru, mrs
-from moesim.offload.steps import decode_steps, serve_steps
+from moesim.offload.steps import Steps, decode_steps, serve_steps
 from moesim.offload.tiers import LINK_SHARE, Formats, load_machine
 from moesim.traces.bundle import Trace, TraceManifest
 
-ONE = np.array([1])
+
+def one_step():
+    """A decode step of one request; some expert gets four tokens."""
+    tokens = np.full((1, 1, 2), 4)
+    return Steps(tokens, None, np.zeros(1, bool), 1, np.array([512]), 1)
 
 
 def bundle(routing, experts):
@@ -34,7 +39,7 @@ def bundle(routing, experts):
 def test_an_expert_over_the_link_by_hand():
     machine = load_machine("rtx_a6000+xeon_gold_5220r:10")
     model = load_model("deepseek-v2-lite")
-    timing = machine.timing(model, Formats.same(4.5), 4, ONE, ONE)
+    timing = machine.timing(model, Formats.same(4.5), one_step())
     # 3 × 2048 × 1408 weights at 4.5 bits over PCIe 3.0 (the CPU's link is the slower one).
     size = 3 * 2048 * 1408 * 4.5 / 8
     assert timing.copy_s == pytest.approx(10e-6 + size / (16e9 * LINK_SHARE))
@@ -47,12 +52,12 @@ def test_an_expert_over_the_link_by_hand():
 def test_narrower_experts_are_copied_faster_and_more_cores_compute_faster():
     model = load_model("qwen2-57b-a14b")
     few, many = (load_machine(f"rtx4090+epyc_9554:{n}") for n in (4, 64))
-    wide = few.timing(model, Formats.same(16), 4, ONE, ONE)
-    assert few.timing(model, Formats.same(4.5), 4, ONE, ONE).copy_s < wide.copy_s / 3
-    assert (many.timing(model, Formats.same(16), 4, ONE, ONE).cpu_s[1:] < wide.cpu_s[1:]).all()
+    wide = few.timing(model, Formats.same(16), one_step())
+    assert few.timing(model, Formats.same(4.5), one_step()).copy_s < wide.copy_s / 3
+    assert (many.timing(model, Formats.same(16), one_step()).cpu_s[1:] < wide.cpu_s[1:]).all()
     # 64 cores are held back by memory: 16 bits per weight at 80 % of its bandwidth.
     least = model.expert_weight_bytes / (few.cpu.memory_bytes_per_s * 0.8)
-    assert (many.timing(model, Formats.same(16), 4, ONE, ONE).cpu_s[1:] >= least).all()
+    assert (many.timing(model, Formats.same(16), one_step()).cpu_s[1:] >= least).all()
 
 
 @pytest.mark.parametrize(
@@ -72,14 +77,18 @@ def test_machines_that_are_refused(text, says):
 
 def test_decode_steps_take_one_token_of_each_request_in_flight():
     routing = np.arange(600)[None, :, None] % 5 * np.ones((2, 1, 1), int)
-    steps = decode_steps(bundle(routing, 5), batch=2)
-    # Without request boundaries, blocks of 256: lanes 0 … 255, 512 … 599 and 256 … 511.
-    assert steps.tokens.shape == (256, 2, 5)
+    trace = bundle(routing, 5)
+    steps = decode_steps(trace, CacheSetting(batch=2), 100)
+    # Without request boundaries, blocks of 256: the third takes a place when the first ends.
+    assert steps.tokens.shape == (256 + 88, 2, 5)
     assert steps.tokens[0, 0].tolist() == [1, 1, 0, 0, 0]  # tokens 0 and 256
-    assert (steps.tokens.sum(axis=2) == 2).all()
+    assert steps.tokens[256, 0].tolist() == [0, 0, 1, 0, 0]  # token 512 alone
     assert "blocks of 256" in steps.note
+    few = decode_steps(trace, CacheSetting(batch=2), 100, spread=True, most_entries=100)
+    assert few.chosen.tolist() == np.linspace(0, 343, 10).astype(int).tolist()
+    assert (few.tokens == steps.tokens[few.chosen]).all()
     with pytest.raises(UsageError, match="1 … 3"):
-        decode_steps(bundle(routing, 5), batch=4)
+        decode_steps(trace, CacheSetting(batch=4), 100)
 
 
 def test_served_requests_are_a_prefill_step_and_decode_steps():
