@@ -271,11 +271,11 @@ class TorchMachine:
         else:
             operands = self._source.first(case, timing_only=True)
             kernels = [kernel for kernel in self._kernels if not kernel.takes(case)]
-            wanted = self._agreed(operands) if first and case.op == "grouped-gemm" else None
+            if first and case.op == "grouped-gemm":
+                kernels, failed = self._agreeing(kernels, operands)
             ready = {}
             for kernel in kernels:
                 try:
-                    self._compare(kernel, operands, wanted)
                     prepare = partial(self._prepared, kernel, operands)
                     ready[kernel.name, kernel.config] = self._timer.ready(prepare)
                 except Exception as problem:  # one kernel that fails must not end the run
@@ -297,22 +297,33 @@ class TorchMachine:
         target = torch.zeros_like(source)
         return self._timer.ready(lambda: lambda: target.copy_(source))
 
-    def _agreed(self, operands: Operands) -> Any:
-        """Rows of the result as the vendor's library makes it, expert by expert."""
-        loop = next(k for k in own_kernels(self._torch, self._device) if k.name == "torch-loop")
-        return self._some_rows(loop.prepare(operands)())
+    def _agreeing(
+        self, kernels: Sequence[Kernel], operands: Operands
+    ) -> tuple[list[Kernel], list[dict[str, str]]]:
+        """Kernels whose result is that of the vendor's library, expert by expert, and the others.
 
-    def _some_rows(self, out: Any) -> Any:
-        return out[:: max(1, len(out) // COMPARED_ROWS)].float()
+        A large shape can overflow an index that the small checks do not reach.
+        """
+        loop = next(k for k in own_kernels(self._torch, self._device) if k.name == "torch-loop")
+        wanted = self._some_rows(loop.prepare(operands)())
+        good, failed = [], []
+        for kernel in kernels:
+            try:
+                self._compare(kernel, operands, wanted)
+            except Exception as problem:  # one kernel that fails must not end the run
+                failed.append(_failure(operands.case, kernel, problem))
+            else:
+                good.append(kernel)
+        return good, failed
 
     def _compare(self, kernel: Kernel, operands: Operands, wanted: Any) -> None:
-        """A large shape can overflow an index that small checks do not reach."""
-        if wanted is None or kernel.name == "torch-loop":
-            return
         out = self._some_rows(kernel.prepare(operands)())
         error = relative_error(self._torch, out, wanted)
         if error is None or error > TOLERANCES[operands.case.dtype]:
             raise ArithmeticError(f"differs from the vendor's product by {error}")
+
+    def _some_rows(self, out: Any) -> Any:
+        return out[:: max(1, len(out) // COMPARED_ROWS)].float()
 
 
 def _failure(case: Case, kernel: Kernel, problem: Exception) -> dict[str, str]:

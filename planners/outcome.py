@@ -11,8 +11,9 @@ from moesim.cluster import Cluster
 from moesim.communication import CommForm
 from moesim.model import ModelSpec
 from moesim.placement import Placement
+from moesim.planners.validation import PlacementValidation
 from moesim.step import StepCost
-from moesim.workload import Phase
+from moesim.workload import Batches, Phase
 
 __all__ = ["Bound", "PlanOutcome", "PlanRequest", "PlannerScore"]
 
@@ -36,6 +37,7 @@ class PlanRequest:
         seed: Of everything random.
         warm_start: Plan file that is in use now.
         max_moves: Slots that may change against ``warm_start``.
+        beside: Further planners to run for comparison; they are never chosen.
         command: Command line, for the report.
     """
 
@@ -53,6 +55,7 @@ class PlanRequest:
     seed: int = 0
     warm_start: Path | None = None
     max_moves: int | None = None
+    beside: tuple[str, ...] = ()
     command: str = ""
 
 
@@ -101,7 +104,8 @@ class PlanOutcome:
     """Everything a plan's report says; files, launch and left_out are filled when it is written.
 
     ``left_out`` holds the engines that cannot load the plan, and why; ``skipped`` the planners
-    that have no answer to this problem, where others do.
+    that have no answer to this problem, where others do. The batches are those that placements
+    were priced on; ``validation`` is there once their experts were run.
     """
 
     model: ModelSpec
@@ -115,8 +119,8 @@ class PlanOutcome:
     top_k: int
     loads: np.ndarray
     holdout_fraction: float
-    comm: str
-    phase: str
+    comm: CommForm
+    phase: Phase
     tokens_per_device: int
     redundant: int
     seed: int
@@ -131,6 +135,9 @@ class PlanOutcome:
     launch: dict[str, list[str]] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
+    planning_batches: Batches | None = None
+    holdout_batches: Batches | None = None
+    validation: PlacementValidation | None = None
 
     @property
     def placement(self) -> Placement:

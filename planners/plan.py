@@ -58,6 +58,7 @@ def make_plan(request: PlanRequest, say: Callable[[str], object] = lambda _: Non
             "--max-moves counts changes against a plan\nfix: give it with --warm-start FILE"
         )
     names = [BASELINE, *([request.planner] if request.planner != "auto" else AUTO)]
+    names += request.beside
     for name in names:
         find_planner(name)
     sample = request.trace is None and request.load is None
@@ -91,7 +92,8 @@ def make_plan(request: PlanRequest, say: Callable[[str], object] = lambda _: Non
             if request.planner == name:
                 raise
             skipped[name] = str(error).replace("\nfix: ", "; ")
-    candidates = [name for name in scores if request.planner in ("auto", name)]
+    wanted = AUTO if request.planner == "auto" else (request.planner,)
+    candidates = [name for name in scores if name in wanted]
     chosen = min(candidates, key=lambda name: scores[name].cost.step_s)
     if request.warm_start is not None:
         scores, chosen = _with_current(request, request.warm_start, problem, work, scores, chosen)
@@ -124,6 +126,8 @@ def make_plan(request: PlanRequest, say: Callable[[str], object] = lambda _: Non
         version=moesim.__version__,
         inputs=_inputs(request, work),
         skipped=skipped,
+        planning_batches=work.planning.batches,
+        holdout_batches=work.holdout.batches if work.holdout else None,
     )
 
 

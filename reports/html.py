@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from html import escape
 from typing import TYPE_CHECKING
 
-from moesim.reports import figures, page
+from moesim.reports import figures, page, validated
 from moesim.reports.plan_report import PlannerRow, PlanReport, build_report
 from moesim.reports.text import clean
 
@@ -55,6 +55,16 @@ def _sections(report: PlanReport, outcome: PlanOutcome) -> Iterable[str]:
     yield page.section(
         "Time per layer", "", page.figures(figures.layer_time(outcome)), _legend(outcome)
     )
+    if outcome.validation is not None:
+        listed = page.facts(validated.validation_facts(outcome.validation), "list")
+        yield page.section(
+            "Run for real",
+            validated.validation_text(outcome.validation),
+            '<div class="pair">',
+            page.figure(validated.validation_picture(outcome.validation)),
+            f'<div class="card stats">{listed}</div></div>',
+            page.table(validated.validation_table(outcome.validation)),
+        )
     yield page.section(
         "What bounds the step",
         "Shares are of the expert layers' time; the busiest link has the longest bytes ÷ "

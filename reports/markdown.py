@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from moesim.reports import markdown_parts as parts
+from moesim.reports import validated
 from moesim.reports.arithmetic import before_after, device_load, layer_time_s
 from moesim.reports.plan_report import PlanReport, Table, build_report
 from moesim.reports.text import clean, ratio
@@ -41,6 +42,11 @@ def _parts(report: PlanReport, outcome: PlanOutcome) -> Iterable[str]:
     yield parts.table(_layers(outcome))
     yield f"The {len(report.slowest.rows)} slowest layers:"
     yield parts.table(report.slowest)
+    if outcome.validation is not None:
+        yield "## Run for real"
+        yield parts.escaped(validated.validation_text(outcome.validation))
+        yield parts.table(validated.validation_table(outcome.validation))
+        yield parts.fact_list(validated.validation_facts(outcome.validation))
     yield "## What bounds the step"
     yield parts.table(report.limits)
     yield "## Where to load the plan" if report.files.rows or report.launch else ""

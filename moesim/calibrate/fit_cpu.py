@@ -28,6 +28,7 @@ __all__ = [
     "CpuExperts",
     "CpuTable",
     "FittedRoofline",
+    "fit_layers",
     "fit_roofline",
 ]
 
@@ -179,7 +180,7 @@ def fit_roofline(layers: Layers, measured_s: np.ndarray) -> FittedRoofline:
 
 def _fit_frame(frame: Frame, dtype: str) -> CpuExpertFit:
     layers = layers_of(frame, dtype)
-    coefficients, at_bound = _fit_layers(layers, frame["latency_s"])
+    coefficients, at_bound = fit_layers(layers, frame["latency_s"])
     row = frame.describe(0)
     return CpuExpertFit(
         system=str(row["system"]),
@@ -215,9 +216,18 @@ def _undetermined(coefficients: CpuExpertCoefficients, layers: Layers) -> tuple[
     return tuple(names)
 
 
-def _fit_layers(
+def fit_layers(
     layers: Layers, measured_s: np.ndarray
 ) -> tuple[CpuExpertCoefficients, tuple[str, ...]]:
+    """Coefficients that fit measured layers best, and those that ended on a bound.
+
+    Args:
+        layers: All of one number type.
+        measured_s: [N] seconds.
+
+    Raises:
+        InputError: If no candidate can be fitted.
+    """
     best: tuple[CpuExpertCoefficients, tuple[str, ...]] | None = None
     best_loss = np.inf
     some_cached = int(layers.in_cache.sum()) >= FEWEST_CACHED

@@ -28,14 +28,14 @@ from moesim.calibrate.torch_workloads import (
 from moesim.errors import InfeasibleError, UsageError
 from moesim.operators.cpu_experts import ExpertShape
 
-__all__ = ["MeasureOptions", "Rounds", "measure", "time_in_rounds"]
+__all__ = ["MeasureOptions", "Rounds", "measure", "pool_size", "time_in_rounds"]
 
 REPEATS = 2
 SHORT_S, SHORT_REPEATS = 2e-3, 4
 """A sample is the least of so many runs in a row; of more where a run is short."""
 
 PLANNED_ROUNDS = 5
-"""So many rounds fit into the time before the plan is cut, and more are made if it allows."""
+"""Usually so many rounds fit into the time before the plan is cut."""
 MOST_ROUNDS = 30
 WARM_UP_SHARE = 0.2
 """Share of the time after which the first visit ends and what is left of the plan is dropped."""
@@ -127,7 +127,7 @@ def measure(options: MeasureOptions, progress: Progress = lambda share, text: No
         limits = replace(limits, dtypes=tuple(name for name in limits.dtypes if name != "int8"))
         notes.append("int8 is left out: this build of torch has no such matrix product here")
     plan = plan_workloads(limits, options.seed)
-    pool_bytes, pool_notes = _pool_bytes(torch, plan, on_gpu, options.pool_bytes)
+    pool_bytes, pool_notes = pool_size(torch, plan, on_gpu, options.pool_bytes)
     progress(0.0, f"preparing {pool_bytes / 1e6:.0f} MB of weights")
     threads_before = torch.get_num_threads()
     run: Workloads
@@ -181,6 +181,8 @@ def time_in_rounds(
     *,
     budget_s: float,
     seed: int = 0,
+    planned_rounds: int = PLANNED_ROUNDS,
+    insist: bool = False,
     progress: Progress = lambda share, text: None,
     now: Callable[[], float] = time.monotonic,
 ) -> Rounds:
@@ -193,6 +195,8 @@ def time_in_rounds(
         run: Runs one of them.
         budget_s: Wall time for everything.
         seed: Seed of the orders.
+        planned_rounds: The plan is cut so that so many fit; more are made if the time allows.
+        insist: Cut the plan again after a round that was slower than expected.
         progress: Told the share that is done.
         now: The clock of the budget.
 
@@ -202,7 +206,7 @@ def time_in_rounds(
     begin_s = now()
     result = Rounds([], [])
     try:
-        repeats = _first_visit(plan, run, result, budget_s, now, progress)
+        repeats = _first_visit(plan, run, result, budget_s, planned_rounds, now, progress)
         rng = np.random.default_rng(seed)
         round_s = 0.0
         while result.workloads and result.rounds < MOST_ROUNDS:
@@ -217,6 +221,12 @@ def time_in_rounds(
                     progress(min(1.0, (now() - begin_s) / budget_s), f"round {result.rounds + 1}")
             result.rounds += 1
             round_s = now() - round_begin_s
+            missing = planned_rounds - result.rounds
+            if insist and missing > 0:
+                share = (budget_s - (now() - begin_s)) / (missing * round_s)
+                kept = max(1, int(len(result.workloads) * min(1.0, share)))
+                round_s *= kept / len(result.workloads)
+                del result.workloads[kept:], result.samples_s[kept:], repeats[kept:]
     except KeyboardInterrupt:
         result.interrupted = True
     return result
@@ -227,6 +237,7 @@ def _first_visit(
     run: Workloads,
     result: Rounds,
     budget_s: float,
+    planned_rounds: int,
     now: Callable[[], float],
     progress: Progress,
 ) -> list[int]:
@@ -244,7 +255,7 @@ def _first_visit(
         if place % 16 == 0:
             progress(min(1.0, (now() - begin_s) / budget_s), "first visit")
     left_s = budget_s - (now() - begin_s)
-    fits = np.cumsum(costs_s) * PLANNED_ROUNDS <= left_s
+    fits = np.cumsum(costs_s) * planned_rounds <= left_s
     kept = max(1, int(fits.sum())) if costs_s else 0
     result.workloads.extend(plan[:kept])
     result.samples_s.extend([] for _ in range(kept))
@@ -286,8 +297,8 @@ def _threads_and_clock(
     return threads, clock, notes
 
 
-def _pool_bytes(
-    torch: object, plan: Sequence[Workload], on_gpu: bool, asked_bytes: int | None
+def pool_size(
+    torch: object, plan: Sequence[Workload], on_gpu: bool = False, asked_bytes: int | None = None
 ) -> tuple[int, list[str]]:
     """Size of the pool of weights, and a note if it is no larger than the cache."""
     largest = max(_needed_bytes(workload) for workload in plan)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from moesim.cli import plan_validate
 from moesim.cli.choices import PhaseOption
 from moesim.cli.console import Console, JsonOption, OutOption, QuietOption, SeedOption
 from moesim.errors import InputError, PartialResultError, UsageError
@@ -71,6 +72,25 @@ def plan(
     max_moves: Annotated[
         int | None, typer.Option(help="Experts that may move against --warm-start.")
     ] = None,
+    validate: Annotated[
+        bool,
+        typer.Option(
+            "--validate", help="Run every device's experts here, and set that against prediction."
+        ),
+    ] = False,
+    validate_minutes: Annotated[
+        float, typer.Option(help="Time for these runs; Ctrl-C keeps what is there.")
+    ] = 3.0,
+    validate_device: Annotated[
+        str | None, typer.Option(help="cpu or cuda; a GPU if torch sees one.")
+    ] = None,
+    validate_profile: Annotated[
+        Path | None,
+        typer.Option(
+            help="Predict with these coefficients (of calibrate measure --profile) instead of "
+            "fitting them in the same run."
+        ),
+    ] = None,
     out: OutOption = DEFAULT_OUT,
     force: Annotated[bool, typer.Option("--force", help="Replace another plan in --out.")] = False,
     seed: SeedOption = 0,
@@ -84,6 +104,11 @@ def plan(
     console = Console(as_json=as_json, quiet=quiet)
     out = out or DEFAULT_OUT
     _check_out(out)
+    runs = None
+    if validate:
+        runs = plan_validate.options(validate_minutes, validate_device, validate_profile, seed)
+    elif validate_device is not None or validate_profile is not None:
+        raise UsageError("--validate-… options need --validate\nfix: add --validate")
     engines = None if export is None else _engines(export, planner, redundant)
     request = PlanRequest(
         trace=trace,
@@ -100,16 +125,22 @@ def plan(
         seed=seed,
         warm_start=warm_start,
         max_moves=max_moves,
+        beside=plan_validate.beside() if validate else (),
         command=shlex.join(["moesim", *sys.argv[1:]]),
     )
     with console.progress("planning") as say:
         outcome = make_plan(request, say)
+        if runs is not None:
+            outcome = plan_validate.validated(outcome, runs, say)
         say("writing plan and report")
         outcome = _write(outcome, out, engines, force)
     for name, reason in outcome.skipped.items():
         console.say(f"no plan by {name}: {reason}")
     for engine, reason in outcome.left_out.items():
         console.say(f"no file for {engine}: {reason}")
+    if outcome.validation is not None and outcome.validation.interrupted:
+        console.say("the runs were interrupted: plan and report hold what there was")
+        raise typer.Exit(130)
     partial = engines is not None and bool(outcome.left_out)
     console.result(_to_json(outcome) | {"ok": not partial}, lambda: _show(outcome))
     if partial:
@@ -266,6 +297,7 @@ def _to_json(outcome: PlanOutcome) -> dict[str, Any]:
         "speedup_vs": {
             name: score.cost.step_s / chosen.cost.step_s for name, score in outcome.scores.items()
         },
+        "validation": None if outcome.validation is None else outcome.validation.to_dict(),
         "trace_sha256": outcome.trace_sha256,
         "inputs": outcome.inputs,
         "files": outcome.files,

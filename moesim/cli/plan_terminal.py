@@ -13,12 +13,14 @@ from moesim.cli.words import Words
 from moesim.reports.arithmetic import before_after, layer_time_s
 from moesim.reports.plan_report import PlannerRow, build_report
 from moesim.reports.text import NOTHING, clean, duration, excess, percent, ratio
+from moesim.reports.validated import validation_facts, validation_table, validation_text
 from moesim.units import format_seconds
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from moesim.planners.outcome import PlanOutcome
+    from moesim.planners.validation import PlacementValidation
 
 __all__ = ["terminal_summary"]
 
@@ -52,12 +54,33 @@ def terminal_summary(outcome: PlanOutcome, console: Console, *, layers: int = 4)
     console.print(words.paragraph(report.bound))
     console.print()
     console.print(_slowest_layers(outcome, words, console.width, layers))
+    if outcome.validation is not None:
+        console.print()
+        _validation(outcome.validation, words, console)
     if report.files.rows:
         console.print()
         width = max(len(kind) for kind, _ in report.files.rows)
         for kind, path in report.files.rows:
             # A path broken over lines cannot be copied.
             console.print(words(f"{kind:<{width}}  {path}"), soft_wrap=True)
+
+
+def _validation(found: PlacementValidation, words: Words, console: Console) -> None:
+    """Measured against predicted."""
+    console.print(words.paragraph(validation_text(found)))
+    shown = validation_table(found)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for index, name in enumerate(shown.columns):
+        table.add_column(
+            words(name.replace(" ", "\n"), _QUIET),
+            justify="right" if index else "left",
+            vertical="bottom",
+        )
+    for row in shown.rows:
+        table.add_row(*(words(cell) for cell in row))
+    console.print(table)
+    for fact in validation_facts(found):
+        console.print(words.paragraph(f"{fact.label}: {fact.value} ({fact.detail})"))
 
 
 def _planners(rows: Sequence[PlannerRow], words: Words, width: int) -> Table:

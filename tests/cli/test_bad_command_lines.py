@@ -369,6 +369,26 @@ USAGE_CASES = [
     ),
     Case("unknown-format", IMPORT + "onnx", USAGE, ("onnx", "sglang"), make=text("in", "")),
     Case("unknown-device", "hw show h1000", USAGE, ("h1000",)),
+    Case(
+        "validate-time",
+        f"{ON_TINY} --validate --validate-minutes 0",
+        USAGE,
+        ("--validate-minutes", "0"),
+    ),
+    Case(
+        "validate-device",
+        f"{ON_TINY} --validate --validate-device tpu",
+        USAGE,
+        ("tpu", "--validate-device cpu"),
+    ),
+    Case("validate-device-alone", f"{ON_TINY} --validate-device cpu", USAGE, ("add --validate",)),
+    Case(
+        "validate-profile",
+        f"{ON_TINY} --validate --validate-profile {{dir}}/config.json",
+        BAD_INPUT,
+        ("schema", "moesim.cpu-experts/1"),
+        "config.json",
+    ),
     Case("bench-device", "kernels bench --device tpu --dry-run", USAGE, ("tpu", "cuda")),
     Case(
         "bench-model",
