@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from moesim.cache.accesses import Accesses
+from moesim.cache.bits import leading_zeros
 from moesim.cache.policy import StackPolicy
 from moesim.cache.stack import scratch_type
 from moesim.compiled import compiled
@@ -96,10 +97,21 @@ def _depths(
 
 @compiled
 def _depth(forced: np.ndarray, rank: np.int64) -> np.int64:
-    """Smallest size that holds the expert of a rank."""
-    if (forced[rank >> 6] >> np.uint64(rank & 63)) & _ONE:
-        return rank + 2
-    return _run_start(forced, rank) + 1
+    """Smallest size that holds the expert of a rank; without branches where one word is enough."""
+    within = rank & 63
+    word = forced[rank >> 6]
+    excluded = (word >> np.uint64(within)) & _ONE
+    # The set bits directly below the rank: those of this word, then of lower ones.
+    holes = ~word << np.uint64(63 - within) << _ONE
+    run = min(np.int64(leading_zeros(holes)), within)
+    if run == within and rank > 63:
+        lower = (rank >> 6) - 1
+        while lower >= 0 and forced[lower] == _ALL:
+            lower -= 1
+            run += 64
+        if lower >= 0:
+            run += np.int64(leading_zeros(~forced[lower]))
+    return rank + 2 if excluded else rank + 1 - run
 
 
 @compiled
@@ -116,31 +128,3 @@ def _set_below(bits: np.ndarray, end: np.int64) -> None:
     for word in range(end >> 6):
         bits[word] = _ALL
     bits[end >> 6] |= (_ONE << np.uint64(end & 63)) - _ONE
-
-
-@compiled
-def _run_start(bits: np.ndarray, end: np.int64) -> np.int64:
-    """The first of the set bits that lie directly below ``end``; ``end`` if there is none."""
-    if end == 0:
-        return end
-    top = (end - 1) & 63
-    holes = ~bits[(end - 1) >> 6] << np.uint64(63 - top)
-    if holes != _ZERO:
-        return end - 63 + _highest(holes)
-    word = ((end - 1) >> 6) - 1
-    while word >= 0 and bits[word] == _ALL:
-        word -= 1
-    if word < 0:
-        return np.int64(0)
-    return word * 64 + _highest(~bits[word]) + 1
-
-
-@compiled
-def _highest(bits: np.uint64) -> np.int64:
-    """Number of the highest set bit of 64; there must be one."""
-    number = np.uint64(0)
-    for width in (32, 16, 8, 4, 2, 1):
-        shift = np.uint64((bits >> np.uint64(width)) != _ZERO) * np.uint64(width)
-        number += shift
-        bits >>= shift
-    return np.int64(number)
