@@ -9,13 +9,16 @@ tight: a placement may be optimal and still show a gap.
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 
 import networkx as nx
 import numpy as np
 
 from moesim.cluster import Cluster
 from moesim.compiled import compiled
+from moesim.link_cost import Direction
 from moesim.step import StepEvaluator
+from moesim.topology import Link
 from moesim.workload import Batches
 
 __all__ = ["step_lower_bound"]
@@ -33,13 +36,17 @@ def step_lower_bound(evaluator: StepEvaluator, slots: int) -> float:
     total = counts.sum(axis=2)
     per_device = slots // cluster.devices
     compute_s = np.maximum(
-        evaluator.expert_cost.lower_bound_s(total, float(cluster.speed_factors.sum())),
+        evaluator.expert_cost.lower_bound_s(
+            total, float(cluster.speed_factors.sum()), cluster.devices
+        ),
         _hottest_s(evaluator, total, slots),
     )
+    links = evaluator.link_cost
     if evaluator.comm == "chain":
-        moving_s = _chain_s(evaluator, per_device)
+        moving_s = _chain_s(evaluator, links.dispatch, per_device)
     else:
-        moving_s = _home_rank_s(evaluator, counts, per_device)
+        moving_s = _home_rank_s(evaluator, links.dispatch, counts, per_device)
+        moving_s += _home_rank_s(evaluator, links.combine, counts, per_device)
     return float((compute_s.sum() + moving_s) / batches.count)
 
 
@@ -75,11 +82,13 @@ def _hottest_s(evaluator: StepEvaluator, total: np.ndarray, slots: int) -> np.nd
             _, tokens, copies = heap[0]
             heapq.heapreplace(heap, (-tokens / (copies + 1), tokens, copies + 1))  # type: ignore[misc]
         hottest[index] = -heap[0][0]
-    return evaluator.expert_cost.time(hottest[..., None]).total_s / fastest
+    return evaluator.expert_cost.lower_bound_s(hottest[..., None], fastest)
 
 
-def _home_rank_s(evaluator: StepEvaluator, counts: np.ndarray, per_device: int) -> float:
-    """Σ seconds of dispatch and combine over batches and layers.
+def _home_rank_s(
+    evaluator: StepEvaluator, way: Direction, counts: np.ndarray, per_device: int
+) -> float:
+    """Σ seconds of one direction over batches and layers.
 
     Two reasons why tokens must leave their device (node): with q slots it serves at home at most
     the q experts that its own tokens use most; and with R further slots in all, only R times can an
@@ -87,7 +96,7 @@ def _home_rank_s(evaluator: StepEvaluator, counts: np.ndarray, per_device: int) 
     sent. In prefill one copy serves all the experts of a token that the receiver holds, but a token
     that is not served at home entirely needs at least one.
     """
-    batches, cluster = evaluator.batches, evaluator.cluster
+    batches, cluster = evaluator.batches, way.cluster
     node_of = cluster.domain_of_device
     members = np.bincount(node_of)
     redundant = per_device * cluster.devices - batches.experts
@@ -95,8 +104,12 @@ def _home_rank_s(evaluator: StepEvaluator, counts: np.ndarray, per_device: int) 
     shared = min(batches.top_k, largest) if evaluator.phase == "prefill" else 1
     busiest = np.zeros(counts.shape[:2])  # vectors over the cut's bytes/s, the largest of all cuts
     for place_of, cuts, slots in (
-        (np.arange(cluster.devices), _device_cuts(cluster), np.full(cluster.devices, per_device)),
-        (node_of, _node_cuts(cluster), per_device * members),
+        (
+            np.arange(cluster.devices),
+            _device_cuts(cluster, way.links),
+            np.full(cluster.devices, per_device),
+        ),
+        (node_of, _node_cuts(cluster, way.links), per_device * members),
     ):
         if not np.isfinite(cuts).all():
             continue
@@ -109,7 +122,7 @@ def _home_rank_s(evaluator: StepEvaluator, counts: np.ndarray, per_device: int) 
                 leaving = _tokens_leaving(batches, place_of, place, int(slots[place]))
                 copies = np.maximum(copies, leaving)
             busiest = np.maximum(busiest, copies / cut)
-    return float(busiest.sum() * (evaluator.dispatch_bytes + evaluator.combine_bytes))
+    return float(way.seconds(busiest * way.vector_bytes).sum())
 
 
 def _not_everywhere(used: np.ndarray, redundant: int) -> np.ndarray:
@@ -162,17 +175,20 @@ def _pairs(routing: np.ndarray, experts: int) -> np.ndarray:
     return pairs
 
 
-def _chain_s(evaluator: StepEvaluator, per_device: int) -> float:
+def _chain_s(evaluator: StepEvaluator, way: Direction, per_device: int) -> float:
     """Σ seconds of the transitions over batches and layer pairs.
 
     The tokens of one expert that stay on its device (node) go to at most as many experts of the
     next layer as it has slots.
     """
-    batches, cluster = evaluator.batches, evaluator.cluster
+    batches, cluster = evaluator.batches, way.cluster
     if batches.valid_k is not None or per_device * cluster.devices > batches.experts:
         # The tokens of a copied expert split over devices, and short rows change the shares.
         return 0.0
-    device_cut, node_cut = _device_cuts(cluster).sum(), _node_cuts(cluster).sum()
+    device_cut, node_cut = (
+        _device_cuts(cluster, way.links).sum(),
+        _node_cuts(cluster, way.links).sum(),
+    )
     largest_node = per_device * int(np.bincount(cluster.domain_of_device).max())
     seconds = 0.0
     for batch in range(batches.count):
@@ -183,7 +199,8 @@ def _chain_s(evaluator: StepEvaluator, per_device: int) -> float:
             ranked = np.sort(pairs, axis=1)[:, ::-1] / batches.top_k
             off_device = ranked[:, per_device:].sum() / device_cut
             off_node = ranked[:, largest_node:].sum() / node_cut
-            seconds += max(off_device, off_node) * evaluator.dispatch_bytes
+            busiest_s = max(off_device, off_node) * way.vector_bytes
+            seconds += float(way.seconds(np.array(busiest_s)))
     return float(seconds)
 
 
@@ -192,11 +209,11 @@ def _transitions(source: np.ndarray, target: np.ndarray, experts: int) -> np.nda
     return np.bincount(pairs.ravel(), minlength=experts**2).reshape(experts, experts)
 
 
-def _device_cuts(cluster: Cluster) -> np.ndarray:
+def _device_cuts(cluster: Cluster, links: Sequence[Link]) -> np.ndarray:
     """[G] bytes/s that can leave (or enter, if more) each device over its own links."""
     capacity = np.zeros((2, cluster.devices))
     position = {name: index for index, name in enumerate(cluster.device_names)}
-    for link in cluster.links:
+    for link in links:
         for direction, end in enumerate((link.source, link.target)):
             if end in position:
                 capacity[direction, position[end]] += link.bandwidth_bytes_per_s
@@ -205,19 +222,19 @@ def _device_cuts(cluster: Cluster) -> np.ndarray:
     return cuts
 
 
-def _node_cuts(cluster: Cluster) -> np.ndarray:
+def _node_cuts(cluster: Cluster, links: Sequence[Link]) -> np.ndarray:
     """[nodes] bytes/s that can leave (or enter, if more) each node: a minimum cut."""
     node_of = cluster.domain_of_device
     nodes = int(node_of.max()) + 1
     if nodes == 1:
         return np.array([np.inf])
-    return np.array([_minimum_cut(cluster, node_of == node) for node in range(nodes)])
+    return np.array([_minimum_cut(cluster, links, node_of == node) for node in range(nodes)])
 
 
-def _minimum_cut(cluster: Cluster, inside: np.ndarray) -> float:
+def _minimum_cut(cluster: Cluster, links: Sequence[Link], inside: np.ndarray) -> float:
     forward: nx.DiGraph[str] = nx.DiGraph()
     backward: nx.DiGraph[str] = nx.DiGraph()
-    for link in cluster.links:
+    for link in links:
         ends = (link.source, link.target)
         for graph, (source, target) in ((forward, ends), (backward, ends[::-1])):
             known = graph.get_edge_data(source, target, {"capacity": 0.0})["capacity"]

@@ -14,6 +14,7 @@ from moesim.operators.moe import (
     MoeDevice,
     MoeShapes,
     moe_time_s,
+    overhead_s,
     padded_tiles,
 )
 from moesim.operators.moe_device import moe_device
@@ -39,7 +40,9 @@ class CalibratedCost:
         hidden: Elements of a token that reach an expert.
         width: Elements between an expert's GEMMs.
         input_matrices: 2 for gated experts, 1 for plain ones.
-        devices: Of the expert-parallel group, over which tokens are taken to come from evenly.
+        devices: Whose tokens the kernel is given: those of the whole expert-parallel group where
+            it leaves out what belongs to others (each is taken to have as many), 1 where an
+            all-to-all sends a device its own tokens alone.
         top_k: Experts per token.
     """
 
@@ -104,28 +107,59 @@ class CalibratedCost:
         memory_s, compute_s, total_s = (part.reshape(tokens.shape[:-1]) for part in parts)
         return ExpertTime(memory_s, compute_s, total_s)
 
-    def lower_bound_s(self, expert_tokens: np.ndarray, speed: float) -> np.ndarray:
+    @property
+    def name(self) -> str:
+        """See :attr:`moesim.cost.ExpertCost.name`."""
+        of = self.fit
+        return f"{of.engine} {of.version}, {of.kernel}, {of.dtype}"
+
+    def interval(self, seconds: float, tokens: int) -> tuple[float, float]:
+        """See :meth:`moesim.cost.ExpertCost.interval`."""
+        return self.fit.interval(tokens)
+
+    def lower_bound_s(
+        self, expert_tokens: np.ndarray, speed: float, devices: int = 1
+    ) -> np.ndarray:
         """See :meth:`moesim.cost.ExpertCost.lower_bound_s`.
 
-        Per device the time is at least that of streaming its active experts' weights, and at
-        least that of its tokens on unpadded tiles; both add up over devices.
+        Launches are every device's. What grows with active experts and with tokens adds up over
+        devices: per GEMM the time is at least that of streaming the weights of the active experts
+        at the fastest configuration, and at least that of the tokens on the best tile with nothing
+        padded.
         """
         of = self.fit.coefficients
-        active = np.count_nonzero(expert_tokens, axis=-1)
-        copies = np.asarray(expert_tokens, float).sum(axis=-1)
-        bandwidth = of.weight_bandwidth_share * max(1, of.small_bandwidth, of.large_bandwidth)
-        weights = (self.input_matrices + 1) * self.hidden * self.width
-        streamed = active * weights * weight_bytes(self.fit.kernel, self.fit.dtype)
-        memory_s = streamed / (self.device.memory_bytes_per_s * bandwidth)
-        return np.maximum(memory_s, self._arithmetic_s(copies)) / speed
+        tokens = np.asarray(expert_tokens, float)
+        all_on_one = self._shapes(tokens.reshape(-1, tokens.shape[-1]))
+        seconds = overhead_s(all_on_one, self.device, of) + (devices - 1) * of.launch_s
+        memory_s = weight_bytes(self.fit.kernel, self.fit.dtype) / (
+            self.device.memory_bytes_per_s
+            * of.weight_bandwidth_share
+            * max(1, of.small_bandwidth, of.large_bandwidth)
+        )
+        row_s = self._row_s()
+        for columns, depth in self._gemms():
+            streamed_s = all_on_one.active * (columns * depth * memory_s)
+            computed_s = all_on_one.copies * (columns * depth * row_s)
+            seconds = seconds + np.maximum(streamed_s, computed_s)
+        return (seconds / speed).reshape(tokens.shape[:-1])
 
-    def _arithmetic_s(self, copies: np.ndarray) -> np.ndarray:
-        """Seconds of the arithmetic alone at the kernel's best tile, nothing padded."""
+    def _gemms(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Columns and shared dimension of both products."""
+        return (
+            (self.input_matrices * self.width, self.hidden),
+            (self.hidden, self.width),
+        )
+
+    def _row_s(self) -> float:
+        """Seconds per row, column and element of K at the kernel's best tile, nothing padded."""
         of = self.fit.coefficients
         per_row = float(np.min(of.tile_rows / TILES + of.row_cost))
         per_row *= min(1, of.small_cost, of.large_cost)
-        flops = 2.0 * (self.input_matrices + 1) * self.hidden * self.width
-        return copies * flops * per_row / self.device.peak_flop_per_s
+        return 2.0 * per_row / float(self.device.peak_flop_per_s)
+
+    def _arithmetic_s(self, copies: np.ndarray) -> np.ndarray:
+        """Seconds of the arithmetic alone at the kernel's best tile, nothing padded."""
+        return copies * self._row_s() * sum(columns * depth for columns, depth in self._gemms())
 
     def _without_arithmetic(self) -> MoeDevice:
         """The device with arithmetic that takes no time."""

@@ -215,15 +215,24 @@ class LinkTime:
     """An all-to-all over the cluster's links.
 
     Attributes:
-        seconds: [...] busiest link's bytes over its bandwidth, plus the longest route's latency.
+        scale_up_s: [...] bytes over bandwidth of the busiest link within a domain.
+        scale_out_s: [...] the same between domains.
+        latency_s: [...] of the longest route that carries anything.
         link_bytes: [..., links] bytes over each link.
         tail_pair_s: [...] the same over device pairs, each alone on its route: MoETuner's tail
             term (ILP 2), which shared links can only exceed.
     """
 
-    seconds: np.ndarray
+    scale_up_s: np.ndarray
+    scale_out_s: np.ndarray
+    latency_s: np.ndarray
     link_bytes: np.ndarray
     tail_pair_s: np.ndarray
+
+    @property
+    def seconds(self) -> np.ndarray:
+        """[...] of the busiest link and the longest route."""
+        return np.maximum(self.scale_up_s, self.scale_out_s) + self.latency_s
 
 
 def link_time(sent_bytes: np.ndarray, cluster: Cluster) -> LinkTime:
@@ -238,11 +247,14 @@ def link_time(sent_bytes: np.ndarray, cluster: Cluster) -> LinkTime:
     link_bytes = np.zeros((len(pairs), len(cluster.links)))
     _add_routes(pairs, cluster.route_offsets, cluster.route_links, link_bytes)
     bandwidth = np.array([link.bandwidth_bytes_per_s for link in cluster.links])
-    busiest = (link_bytes / bandwidth).max(axis=1, initial=0.0)
+    outside = np.array([link.tier == "scale-out" for link in cluster.links], bool)
+    busy = link_bytes / bandwidth
     latency = np.where(pairs > 0, cluster.pair_latency_s.ravel(), 0.0).max(axis=1, initial=0.0)
     alone = (pairs / cluster.pair_bandwidth_bytes_per_s.ravel()).max(axis=1, initial=0.0)
     return LinkTime(
-        (busiest + latency).reshape(lead),
+        busy[:, ~outside].max(axis=1, initial=0.0).reshape(lead),
+        busy[:, outside].max(axis=1, initial=0.0).reshape(lead),
+        latency.reshape(lead),
         link_bytes.reshape(*lead, len(cluster.links)),
         alone.reshape(lead),
     )

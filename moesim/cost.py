@@ -13,6 +13,7 @@ import numpy as np
 
 from moesim.hardware import Device
 from moesim.model import ModelSpec
+from moesim.operators.roofline_errors import roofline_interval
 from moesim.schema import Evidence
 
 __all__ = ["ExpertCost", "ExpertTime", "RooflineCost"]
@@ -52,12 +53,29 @@ class ExpertCost(Protocol):
         """
         ...
 
-    def lower_bound_s(self, expert_tokens: np.ndarray, speed: float) -> np.ndarray:
+    @property
+    def name(self) -> str:
+        """Whose coefficients, or ``roofline``."""
+        ...
+
+    def interval(self, seconds: float, tokens: int) -> tuple[float, float]:
+        """Ends of the 80 % interval of a layer's time as multiples of it.
+
+        Args:
+            seconds: The time.
+            tokens: Of all devices together.
+        """
+        ...
+
+    def lower_bound_s(
+        self, expert_tokens: np.ndarray, speed: float, devices: int = 1
+    ) -> np.ndarray:
         """Seconds that the slowest device needs at least, wherever experts are placed.
 
         Args:
             expert_tokens: [..., E] tokens of each expert.
             speed: Σ of the devices' speed factors.
+            devices: How many there are; each pays what is fixed.
 
         Returns:
             Seconds of shape [...].
@@ -107,7 +125,18 @@ class RooflineCost:
         active = np.count_nonzero(slot_tokens, axis=-1)
         return self._time(active, slot_tokens.sum(axis=-1))
 
-    def lower_bound_s(self, expert_tokens: np.ndarray, speed: float) -> np.ndarray:
+    @property
+    def name(self) -> str:
+        """See :attr:`ExpertCost.name`."""
+        return "roofline"
+
+    def interval(self, seconds: float, tokens: int) -> tuple[float, float]:
+        """See :meth:`ExpertCost.interval`."""
+        return roofline_interval("experts", seconds)
+
+    def lower_bound_s(
+        self, expert_tokens: np.ndarray, speed: float, devices: int = 1
+    ) -> np.ndarray:
         """See :meth:`ExpertCost.lower_bound_s`.
 
         Weights of active experts are read at least once and tokens are conserved, so the mean

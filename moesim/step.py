@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from moesim.cluster import Cluster
-from moesim.communication import CommForm, count_copies, link_time
+from moesim.communication import CommForm, count_copies
 from moesim.cost import ExpertCost, RooflineCost
 from moesim.errors import UsageError
+from moesim.intervals import add_intervals
+from moesim.link_cost import LinkCost, roofline_links
 from moesim.model import ModelSpec
 from moesim.placement import Placement
 from moesim.schema import Evidence, weakest
 from moesim.workload import Batches, Phase
 
-__all__ = ["COMBINE_BYTES", "StepCost", "StepEvaluator"]
-
-COMBINE_BYTES = 2
-"""Bytes per element of what returns from the experts: bfloat16 (DeepEP; DeepSeek-V3 §3.2.2)."""
-
-FP8_SCALE_BYTES = 4
-FP8_SCALE_BLOCK = 128
-"""An fp8 vector travels with one float32 scale per 128 elements (DeepEP's dispatch)."""
+__all__ = ["StepCost", "StepEvaluator"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +27,8 @@ class StepCost:
 
     Attributes:
         step_s: Seconds per step: Σ over layers of dispatch + experts + combine.
+        lo_s: Lower end of the step's 80 % interval.
+        hi_s: Upper end.
         layer_compute_s: [L] seconds of the slowest device.
         layer_dispatch_s: [L] seconds of the all-to-all before the experts.
         layer_combine_s: [L] seconds of the all-to-all behind the experts.
@@ -49,6 +47,8 @@ class StepCost:
     """
 
     step_s: float
+    lo_s: float
+    hi_s: float
     layer_compute_s: np.ndarray
     layer_dispatch_s: np.ndarray
     layer_combine_s: np.ndarray
@@ -79,6 +79,7 @@ class StepEvaluator:
         comm: Form of communication.
         phase: Decides how copies travel in the home-rank form.
         cost: Seconds of a device for its experts; the roofline unless given.
+        links: Seconds of the all-to-alls; data sheets' bandwidths unless given.
     """
 
     batches: Batches
@@ -87,6 +88,7 @@ class StepEvaluator:
     comm: CommForm
     phase: Phase
     cost: ExpertCost | None = None
+    links: LinkCost | None = None
 
     def __post_init__(self) -> None:
         if self.batches.devices != self.cluster.devices:
@@ -95,25 +97,17 @@ class StepEvaluator:
                 f"{self.cluster.name} has {self.cluster.devices}"
             )
 
-    @property
+    @cached_property
     def expert_cost(self) -> ExpertCost:
         """The cost model in use."""
         if self.cost is not None:
             return self.cost
         return RooflineCost.of(self.model, self.cluster.device)
 
-    @property
-    def dispatch_bytes(self) -> float:
-        """Bytes of one token's vector on the way to an expert."""
-        hidden = self.model.expert_input_size
-        if self.model.activation_bits == 8:
-            return hidden + hidden / FP8_SCALE_BLOCK * FP8_SCALE_BYTES
-        return hidden * self.model.activation_bits / 8
-
-    @property
-    def combine_bytes(self) -> float:
-        """Bytes of one vector on the way back."""
-        return float(self.model.expert_input_size * COMBINE_BYTES)
+    @cached_property
+    def link_cost(self) -> LinkCost:
+        """The cost of communication in use."""
+        return self.links or roofline_links(self.model, self.cluster)
 
     def evaluate(self, placement: Placement) -> StepCost:
         """Price a placement.
@@ -132,24 +126,29 @@ class StepEvaluator:
         device_s = experts.total_s / cluster.speed_factors
         slowest = device_s.argmax(axis=-1)[..., None]
         compute_s = np.take_along_axis(device_s, slowest, -1)[..., 0]
-        dispatch = link_time(copies.dispatch * self.dispatch_bytes, cluster)
-        combine = link_time(copies.combine * self.combine_bytes, cluster)
-        traffic = (copies.dispatch * self.dispatch_bytes + copies.combine * self.combine_bytes).sum(
+        to, back = self.link_cost.dispatch, self.link_cost.combine
+        dispatch_s, dispatch = to.time(copies.dispatch)
+        combine_s, combine = back.time(copies.combine)
+        traffic = (copies.dispatch * to.vector_bytes + copies.combine * back.vector_bytes).sum(
             axis=1
         )
         node = cluster.domain_of_device
         load = device_tokens / cluster.speed_factors
         peak_load = load.max(axis=-1)
         per_step = 1.0 / self.batches.count
-        all_to_all_s = (dispatch.seconds + combine.seconds).mean(axis=0)
+        dispatch_s, combine_s = dispatch_s.mean(axis=0), combine_s.mean(axis=0)
+        all_to_all_s = dispatch_s + combine_s
         layer_compute_s = compute_s.mean(axis=0)
         memory_s = np.take_along_axis(experts.memory_s, slowest, -1)[..., 0].mean(axis=0)
         arithmetic_s = np.take_along_axis(experts.compute_s, slowest, -1)[..., 0].mean(axis=0)
+        step_s, lo_s, hi_s = self._with_interval(layer_compute_s, (dispatch_s, combine_s))
         return StepCost(
-            step_s=float(layer_compute_s.sum() + all_to_all_s.sum()),
+            step_s=step_s,
+            lo_s=lo_s,
+            hi_s=hi_s,
             layer_compute_s=layer_compute_s,
-            layer_dispatch_s=dispatch.seconds.mean(axis=0),
-            layer_combine_s=combine.seconds.mean(axis=0),
+            layer_dispatch_s=dispatch_s,
+            layer_combine_s=combine_s,
             layer_bound=tuple(
                 _bound(*times)
                 for times in zip(layer_compute_s, all_to_all_s, memory_s, arithmetic_s, strict=True)
@@ -169,10 +168,24 @@ class StepEvaluator:
             comm=self.comm,
             evidence=weakest(
                 self.expert_cost.evidence,
-                cluster.evidence,
+                self.link_cost.evidence if cluster.devices > 1 else Evidence.MEASURED,
                 Evidence.ASSUMED if self.batches.assumed_independent else Evidence.MEASURED,
             ),
         )
+
+    def _with_interval(
+        self, compute_s: np.ndarray, moving_s: tuple[np.ndarray, np.ndarray]
+    ) -> tuple[float, float, float]:
+        """Sum over layers with its 80 % interval: experts err together, and so do all-to-alls."""
+        tokens = self.batches.tokens_per_device * self.batches.devices
+        parts = []
+        for layer_s in compute_s.tolist():
+            low, high = self.expert_cost.interval(layer_s, tokens)
+            parts.append(("experts", layer_s, layer_s * low, layer_s * high))
+        for layer_s in (one for way in moving_s for one in way.tolist()):
+            low, high = self.link_cost.interval(layer_s)
+            parts.append(("dispatch", layer_s, layer_s * low, layer_s * high))
+        return add_intervals(parts)
 
     def _check(self, placement: Placement) -> None:
         batches = self.batches

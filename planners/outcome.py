@@ -9,6 +9,7 @@ import numpy as np
 
 from moesim.cluster import Cluster
 from moesim.communication import CommForm
+from moesim.fitted_costs import CostModel, Engine
 from moesim.model import ModelSpec
 from moesim.placement import Placement
 from moesim.planners.validation import PlacementValidation
@@ -35,6 +36,8 @@ class PlanRequest:
         time_limit_s: For all planners together.
         holdout: Share of the trace to keep back for checking.
         seed: Of everything random.
+        cost: Kernels fitted to measurements, or rooflines.
+        engine: Whose kernels.
         warm_start: Plan file that is in use now.
         max_moves: Slots that may change against ``warm_start``.
         beside: Further planners to run for comparison; they are never chosen.
@@ -53,6 +56,8 @@ class PlanRequest:
     time_limit_s: float = 30.0
     holdout: float = 0.25
     seed: int = 0
+    cost: CostModel = "fitted"
+    engine: Engine = "sglang"
     warm_start: Path | None = None
     max_moves: int | None = None
     beside: tuple[str, ...] = ()
@@ -103,6 +108,7 @@ class Bound:
 class PlanOutcome:
     """Everything a plan's report says; files, launch and left_out are filled when it is written.
 
+    ``kernels`` names what priced ``experts`` and ``communication``, each with its evidence;
     ``left_out`` holds the engines that cannot load the plan, and why; ``skipped`` the planners
     that have no answer to this problem, where others do. The batches are those that placements
     were priced on; ``validation`` is there once their experts were run.
@@ -124,6 +130,9 @@ class PlanOutcome:
     tokens_per_device: int
     redundant: int
     seed: int
+    cost: str
+    engine: str
+    kernels: dict[str, str]
     scores: dict[str, PlannerScore]
     chosen: str
     baseline: str

@@ -18,6 +18,7 @@ from moesim.planners.problem import PlacementProblem
 from moesim.planners.registry import PLANNERS, find_planner, run_planner
 from moesim.planners.sources import PlanWorkload, from_counts, from_trace
 from moesim.safe_io import sha256_file
+from moesim.step import StepEvaluator
 from moesim.traces.bundle import open_trace
 
 if TYPE_CHECKING:
@@ -118,6 +119,9 @@ def make_plan(request: PlanRequest, say: Callable[[str], object] = lambda _: Non
         tokens_per_device=work.planning.batches.tokens_per_device,
         redundant=request.redundant,
         seed=request.seed,
+        cost=request.cost,
+        engine=request.engine,
+        kernels=_kernels(work.planning),
         scores=scores,
         chosen=chosen,
         baseline=BASELINE,
@@ -255,6 +259,16 @@ def _with_current(
     if scores["current"].cost.step_s <= scores[chosen].cost.step_s:
         chosen = "current"
     return scores, chosen
+
+
+def _kernels(evaluator: StepEvaluator) -> dict[str, str]:
+    """What priced each half of a layer, and what it rests on."""
+    experts = evaluator.expert_cost
+    found = {"experts": f"{experts.name} ({experts.evidence})"}
+    if evaluator.cluster.devices > 1:
+        links = evaluator.link_cost
+        found["communication"] = f"{links.name} ({links.evidence})"
+    return found
 
 
 def _inputs(request: PlanRequest, work: PlanWorkload) -> dict[str, str]:

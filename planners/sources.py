@@ -9,6 +9,7 @@ import numpy as np
 
 from moesim.cluster import Cluster
 from moesim.errors import InputError
+from moesim.fitted_costs import expert_cost, link_cost
 from moesim.model import ModelSpec
 from moesim.planners.outcome import PlanRequest
 from moesim.safe_io import sha256_file
@@ -17,7 +18,7 @@ from moesim.traces.bundle import Trace, open_trace, sample_path
 from moesim.traces.counts import read_counts
 from moesim.traces.statistics import loads as count_loads
 from moesim.traces.statistics import transitions as count_transitions
-from moesim.workload import Phase, draw_batches, sample_routing, split_trace
+from moesim.workload import Batches, Phase, draw_batches, sample_routing, split_trace
 
 __all__ = ["PlanWorkload", "from_counts", "from_trace"]
 
@@ -98,7 +99,7 @@ def from_trace(request: PlanRequest, model: ModelSpec, cluster: Cluster) -> Plan
             seed=seed,
             tokens_per_device=_tokens_per_device(request),
         )
-        return StepEvaluator(batches, model, cluster, request.comm, request.phase)
+        return _evaluator(request, batches, model, cluster)
 
     used = planning.manifest.tokens + (holdout.manifest.tokens if holdout else 0)
     note = manifest.source or "a routing trace"
@@ -158,7 +159,7 @@ def from_counts(
         moe_layers=model.moe_layers,
         loads=counts.loads,
         transitions=None,
-        planning=StepEvaluator(batches, model, cluster, request.comm, request.phase),
+        planning=_evaluator(request, batches, model, cluster),
         holdout=None,
     )
 
@@ -167,3 +168,18 @@ def _tokens_per_device(request: PlanRequest) -> int:
     if request.tokens_per_device is None:
         return DEFAULT_TOKENS_PER_DEVICE[request.phase]
     return request.tokens_per_device
+
+
+def _evaluator(
+    request: PlanRequest, batches: Batches, model: ModelSpec, cluster: Cluster
+) -> StepEvaluator:
+    tokens = _tokens_per_device(request)
+    return StepEvaluator(
+        batches,
+        model,
+        cluster,
+        request.comm,
+        request.phase,
+        expert_cost(model, cluster, request.cost, request.engine),
+        link_cost(model, cluster, request.cost, request.comm, request.phase, tokens),
+    )

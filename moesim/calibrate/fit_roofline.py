@@ -20,7 +20,6 @@ from moesim.calibrate.operators import read_operator
 from moesim.calibrate.registry import calibrated_operator
 from moesim.calibrate.tables import open_catalogue
 from moesim.errors import InputError
-from moesim.forward.roofline import SIZES_S, RooflineErrors
 from moesim.forward.work import AttentionWork
 from moesim.hardware import Device, load_device
 from moesim.operators.attention import ARITHMETIC, ELEMENT_BYTES
@@ -28,6 +27,7 @@ from moesim.operators.collectives import COLLECTIVES, wire_bytes
 from moesim.operators.deepep import vector_bytes
 from moesim.operators.gemm import FORMATS, gemm_bytes, gemm_flops
 from moesim.operators.moe_transfer import PROFILES
+from moesim.operators.roofline_errors import SIZES_S, RooflineErrors
 
 __all__ = ["fit_roofline_errors"]
 

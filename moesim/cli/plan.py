@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moesim.cli import plan_validate
-from moesim.cli.choices import PhaseOption
+from moesim.cli.choices import CostOption, EngineOption, PhaseOption
 from moesim.cli.console import Console, JsonOption, OutOption, QuietOption, SeedOption
 from moesim.errors import InputError, PartialResultError, UsageError
 
@@ -57,6 +57,12 @@ def plan(
     tokens_per_device: Annotated[
         int | None, typer.Option(help="Tokens of a step per device [4096 prefill, 128 decode].")
     ] = None,
+    cost: Annotated[
+        CostOption, typer.Option(help="Kernels fitted to measurements, or rooflines.")
+    ] = CostOption.FITTED,
+    kernels_of: Annotated[
+        EngineOption, typer.Option("--engine", help="Whose kernels.")
+    ] = EngineOption.SGLANG,
     time_limit: Annotated[float, typer.Option(help="Seconds for all planners together.")] = 30.0,
     holdout: Annotated[
         float, typer.Option(help="Share of the trace kept back to check the plan on.")
@@ -123,6 +129,8 @@ def plan(
         time_limit_s=_positive(time_limit, "--time-limit"),
         holdout=holdout,
         seed=seed,
+        cost=cost.value,
+        engine=kernels_of.value,
         warm_start=warm_start,
         max_moves=max_moves,
         beside=plan_validate.beside() if validate else (),
@@ -276,10 +284,15 @@ def _to_json(outcome: PlanOutcome) -> dict[str, Any]:
         "phase": outcome.phase,
         "tokens_per_device": outcome.tokens_per_device,
         "seed": outcome.seed,
+        "cost": outcome.cost,
+        "engine": outcome.engine,
+        "kernels": outcome.kernels,
         "evidence": chosen.cost.evidence.value,
         "solve_s": chosen.solve_s,
         "objective": {
             "value": chosen.cost.step_s,
+            "lo": chosen.cost.lo_s,
+            "hi": chosen.cost.hi_s,
             "lower_bound": outcome.bound.lower_bound_s,
             "gap": outcome.bound.gap,
             "proven": outcome.bound.proven,
@@ -311,6 +324,8 @@ def _to_json(outcome: PlanOutcome) -> dict[str, Any]:
 def _cost_json(cost: StepCost) -> dict[str, Any]:
     return {
         "step_s": cost.step_s,
+        "lo_s": cost.lo_s,
+        "hi_s": cost.hi_s,
         "compute_s": float(cost.layer_compute_s.sum()),
         "communication_s": float((cost.layer_dispatch_s + cost.layer_combine_s).sum()),
         "tail_pair_s": cost.tail_pair_s,

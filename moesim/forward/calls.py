@@ -218,6 +218,7 @@ def _experts(shape: StepShape) -> ExpertWork:
         arithmetic=arithmetic,
         group_tokens=shape.own.tokens * shape.layout.dp,
         top_k=model.top_k,
+        sees_group=not shape.layout.scattered,
     )
 
 

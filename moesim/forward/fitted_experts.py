@@ -9,8 +9,7 @@ from moesim.errors import InputError
 from moesim.forward.machine import Machine
 from moesim.forward.price import Price
 from moesim.forward.work import ExpertWork, Op
-from moesim.operators.moe_fits import MoeFit, shipped_moe_fits, token_regime
-from moesim.schema import Evidence
+from moesim.operators.moe_fits import moe_fit_for
 
 __all__ = ["price_experts"]
 
@@ -22,7 +21,7 @@ def price_experts(ops: Sequence[Op], machine: Machine) -> list[Price | None]:
 
 def _price(work: ExpertWork, machine: Machine) -> Price | None:
     try:
-        fit = _fit(work, machine)
+        fit = moe_fit_for(machine.device, work.dtype, engine=machine.engine)
     except InputError:
         return None
     cost = CalibratedCost.of_shape(
@@ -31,13 +30,9 @@ def _price(work: ExpertWork, machine: Machine) -> Price | None:
         hidden=work.hidden,
         width=work.width,
         input_matrices=work.matrices - 1,
-        devices=work.slot_tokens.shape[1],
+        devices=work.slot_tokens.shape[1] if work.sees_group else 1,
         top_k=work.top_k,
     )
     seconds = float(cost.time(work.slot_tokens).total_s.max(axis=-1).mean())
-    low, high = fit.intervals.get(token_regime(work.group_tokens), (1.0, 1.0))
-    return Price(seconds, seconds * low, seconds * high, Evidence.FITTED, fit.kernel)
-
-
-def _fit(work: ExpertWork, machine: Machine) -> MoeFit:
-    return shipped_moe_fits().find(machine.device.name, machine.engine, work.dtype)
+    low, high = cost.interval(seconds, work.group_tokens)
+    return Price(seconds, seconds * low, seconds * high, cost.evidence, cost.name)

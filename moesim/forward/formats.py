@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from moesim.errors import UsageError
+from moesim.fitted_costs import expert_format
 from moesim.hardware import Device
 from moesim.model import ModelSpec
 from moesim.operators.gemm import FORMATS
@@ -46,7 +47,7 @@ def choose_formats(
     """
     chosen = Formats(
         gemm or _gemm_format(model),
-        experts or _expert_format(model, device),
+        experts or expert_format(model, device),
         kv or "bfloat16",
     )
     for option, value, allowed in (
@@ -75,16 +76,3 @@ def _gemm_format(model: ModelSpec) -> str:
     if model.activation_bits != 8:
         return "bfloat16"
     return "fp8" if model.quantisation.method == "fp8" else "fp8_block"
-
-
-def _expert_format(model: ModelSpec, device: Device) -> str:
-    method, bits = model.quantisation.method, model.quantisation.weight_bits
-    named = {"fp8-block": "fp8_block", "fp8": "fp8", "mxfp8": "fp8_block", "nvfp4": "nvfp4"}
-    if method in named:
-        return named[method]
-    if method in ("mxfp4", "fp4"):
-        # Blackwell multiplies MXFP4 weights with MXFP8 activations; others widen the weights.
-        return "w4a8_mxfp4_mxfp8" if "fp4" in device.peak else "w4a16_mxfp4"
-    if bits == 4:
-        return "int4_wo"
-    return "fp8" if bits == 8 else "bfloat16"

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
 
 from moesim.cluster import Cluster
+from moesim.fitted_costs import CostModel, Engine
 from moesim.hardware import Device
 from moesim.schema import Evidence, weakest
 
-__all__ = ["ENGINES", "CostModel", "Engine", "Links", "Machine"]
-
-CostModel = Literal["fitted", "roofline"]
-Engine = Literal["sglang", "trtllm", "vllm"]
-ENGINES: tuple[Engine, ...] = ("sglang", "trtllm", "vllm")
+__all__ = ["Links", "Machine"]
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,11 @@ import numpy as np
 
 from moesim.cluster import load_cluster
 from moesim.errors import InputError, UsageError
+from moesim.fitted_costs import CostModel, Engine
 from moesim.forward.expert_load import parse_distribution
 from moesim.forward.formats import choose_formats
 from moesim.forward.layout import Dispatch, Layout, StepLoad
-from moesim.forward.machine import CostModel, Engine, Machine
+from moesim.forward.machine import Machine
 from moesim.forward.simulate import ForwardStep, simulate_step
 from moesim.model import ModelSpec, load_model
 from moesim.placement import Placement, read_plan

@@ -1,17 +1,11 @@
-"""Rooflines of single calls, and how far measured kernels are from them.
+"""Rooflines of single calls: the time that no kernel can beat on the device's data sheet.
 
-A roofline is the time that no kernel can beat on the device's data sheet: FLOPs over peak or bytes
-over bandwidth, whichever is longer (Williams et al. 2009); for communication bytes over the link
-and its latency. Where no kernel was fitted it is the prediction, and its interval is that of
-measured over roofline time of like calls on measured devices
-(``hwprofiles/fitted/roofline.json``).
+FLOPs over peak or bytes over bandwidth, whichever is longer (Williams et al. 2009); for
+communication bytes over the link, and its latency. Where no kernel was fitted it is the
+prediction, with the interval of :mod:`moesim.operators.roofline_errors`.
 """
 
 from __future__ import annotations
-
-from bisect import bisect_left
-from functools import cache
-from typing import ClassVar
 
 import numpy as np
 
@@ -24,32 +18,10 @@ from moesim.forward.work import (
     TransferWork,
     Work,
 )
-from moesim.hardware import profiles_folder
-from moesim.schema import Document, weakest
+from moesim.operators.roofline_errors import roofline_interval
+from moesim.schema import weakest
 
-__all__ = ["SIZES_S", "RooflineErrors", "compute_s", "memory_s", "roofline_price", "roofline_s"]
-
-
-SIZES_S = (1e-6, 10e-6, 100e-6)
-"""Roofline times at which errors are told apart: below, fixed times of a kernel dominate."""
-
-
-class RooflineErrors(Document):
-    """Measured over roofline time: the central 80 %, by operator and by size of the roofline."""
-
-    schema_id: ClassVar[str] = "moesim.fitted-roofline/1"
-
-    source: str
-    date: str
-    command: str
-    rows: dict[str, int]
-    intervals: dict[str, tuple[tuple[float, float], ...]]
-
-
-@cache
-def shipped_roofline_errors() -> RooflineErrors:
-    """Those that come with moesim."""
-    return RooflineErrors.load(profiles_folder() / "fitted" / "roofline.json")
+__all__ = ["compute_s", "memory_s", "roofline_price", "roofline_s"]
 
 
 def compute_s(work: Work, machine: Machine) -> float:
@@ -78,8 +50,7 @@ def roofline_s(work: Work, machine: Machine) -> float:
 def roofline_price(op: Op, machine: Machine) -> Price:
     """The roofline as a prediction."""
     seconds = roofline_s(op.work, machine)
-    sizes = shipped_roofline_errors().intervals[op.operator]
-    low, high = sizes[bisect_left(SIZES_S, seconds)]
+    low, high = roofline_interval(op.operator, seconds)
     of_links = op.operator in ("collective", "dispatch")
     evidence = machine.links.evidence if of_links else machine.evidence
     return Price(seconds, seconds * low, seconds * high, weakest(evidence), "roofline")

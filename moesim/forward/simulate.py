@@ -11,11 +11,11 @@ from moesim.errors import InfeasibleError
 from moesim.forward.calls import StepShape, step_ops
 from moesim.forward.expert_load import Distribution, draw_slot_tokens
 from moesim.forward.formats import Formats
-from moesim.forward.intervals import add_intervals
 from moesim.forward.layout import Layout, StepLoad
 from moesim.forward.machine import Machine
 from moesim.forward.memory import DeviceMemory, device_memory
 from moesim.forward.pricing import PricedOp, price_ops
+from moesim.intervals import add_intervals
 from moesim.model import ModelSpec
 from moesim.schema import Evidence, weakest
 from moesim.units import format_bytes

@@ -164,6 +164,8 @@ class ExpertWork:
         arithmetic: Number type of the multiplications.
         group_tokens: Tokens of the expert-parallel group.
         top_k: Experts per token.
+        sees_group: Whether every device is given all tokens of the group, and leaves out those of
+            others' experts; otherwise it is sent its own alone.
     """
 
     slot_tokens: np.ndarray
@@ -176,6 +178,7 @@ class ExpertWork:
     arithmetic: str
     group_tokens: int
     top_k: int
+    sees_group: bool = True
 
     @property
     def busiest_copies(self) -> float:

@@ -24,7 +24,15 @@ from pydantic import Field
 
 from moesim.schema import Document
 
-__all__ = ["TILES", "MoeCoefficients", "MoeDevice", "MoeShapes", "moe_time_s", "padded_tiles"]
+__all__ = [
+    "TILES",
+    "MoeCoefficients",
+    "MoeDevice",
+    "MoeShapes",
+    "moe_time_s",
+    "overhead_s",
+    "padded_tiles",
+]
 
 TILES = np.array([16, 32, 64, 128, 256])
 """Rows of a tile that kernels choose from: what Triton and CUTLASS configurations hold."""
@@ -173,11 +181,11 @@ def moe_time_s(shapes: MoeShapes, device: MoeDevice, of: MoeCoefficients) -> np.
             (shapes.hidden, shapes.width),
         )
     ]
-    return _overhead_s(shapes, device, of) + gemms[0] + gemms[1]
+    return overhead_s(shapes, device, of) + gemms[0] + gemms[1]
 
 
-def _overhead_s(shapes: MoeShapes, device: MoeDevice, of: MoeCoefficients) -> np.ndarray:
-    """Everything but the GEMMs, ``[rows]`` seconds."""
+def overhead_s(shapes: MoeShapes, device: MoeDevice, of: MoeCoefficients) -> np.ndarray:
+    """Everything but the GEMMs, ``[rows]`` seconds: linear in experts and copies."""
     between = shapes.input_matrices * shapes.width
     read = shapes.activation_bytes * (shapes.hidden + shapes.width)
     written = OUTPUT_BYTES * (between + shapes.hidden)

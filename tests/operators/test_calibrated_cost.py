@@ -47,7 +47,7 @@ def test_a_layer_that_was_measured(cost):
 def test_no_placement_beats_the_lower_bound(cost, loads, seed):
     order = np.random.default_rng(seed).permutation(64)
     slowest = cost.time(loads[order].reshape(8, 8)).total_s.max()
-    assert slowest >= cost.lower_bound_s(loads, 8.0) * (1 - 1e-12)
+    assert slowest >= cost.lower_bound_s(loads, 8.0, 8) * (1 - 1e-12)
 
 
 def test_find():

@@ -87,8 +87,11 @@ def _cost(loads: np.ndarray, placement: Placement, cluster: SimpleNamespace, tok
     dispatch = 9e-6 + worst * 14e-9
     combine = 11e-6 + worst * 27e-9
     up, out = np.where(other_node, 0, traffic).sum(axis=1), (traffic * other_node).sum(axis=1)
+    step_s = float((compute + dispatch + combine).sum())
     values = dict(
-        step_s=float((compute + dispatch + combine).sum()),
+        step_s=step_s,
+        lo_s=0.8 * step_s,
+        hi_s=1.3 * step_s,
         layer_compute_s=compute,
         layer_dispatch_s=dispatch,
         layer_combine_s=combine,
@@ -174,6 +177,12 @@ def make_outcome(
         "tokens_per_device": 128,
         "redundant": 0,
         "seed": 0,
+        "cost": "fitted",
+        "engine": "sglang",
+        "kernels": {
+            "experts": "sglang 0.5.14, sglang_fused_moe_triton, bfloat16 (fitted)",
+            "communication": "DeepEP normal of sglang 0.5.12 (fitted)",
+        },
         "scores": scores,
         "chosen": "lpt-swap",
         "baseline": "contiguous",

@@ -1,0 +1,49 @@
+"""How far measured kernels are from their rooflines.
+
+A roofline is the time that no kernel can beat on a data sheet's figures (Williams et al. 2009).
+Where no kernel was fitted it is the prediction; what that is worth stands in
+``hwprofiles/fitted/roofline.json``: measured over roofline time of like calls on all measured
+systems, written by ``moesim calibrate fit --operator roofline``.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from functools import cache
+from typing import ClassVar
+
+from moesim.hardware import profiles_folder
+from moesim.schema import Document
+
+__all__ = ["SIZES_S", "RooflineErrors", "roofline_interval", "shipped_roofline_errors"]
+
+SIZES_S = (1e-6, 10e-6, 100e-6)
+"""Roofline times at which errors are told apart: below, fixed times of a kernel dominate."""
+
+
+class RooflineErrors(Document):
+    """Measured over roofline time: the central 80 %, by operator and by size of the roofline."""
+
+    schema_id: ClassVar[str] = "moesim.fitted-roofline/1"
+
+    source: str
+    date: str
+    command: str
+    rows: dict[str, int]
+    intervals: dict[str, tuple[tuple[float, float], ...]]
+
+
+@cache
+def shipped_roofline_errors() -> RooflineErrors:
+    """Those that come with moesim."""
+    return RooflineErrors.load(profiles_folder() / "fitted" / "roofline.json")
+
+
+def roofline_interval(operator: str, seconds: float) -> tuple[float, float]:
+    """Ends of the 80 % interval of a call, as multiples of its roofline time.
+
+    Args:
+        operator: ``experts``, ``gemm``, ``attention``, ``collective``, ``dispatch``, ``small``.
+        seconds: Roofline time of the call.
+    """
+    return shipped_roofline_errors().intervals[operator][bisect_left(SIZES_S, seconds)]
