@@ -22,14 +22,13 @@ from moesim.calibrate.tables import open_catalogue
 from moesim.errors import InputError
 from moesim.forward.work import AttentionWork
 from moesim.hardware import Device, load_device
-from moesim.operators.attention import ARITHMETIC, ELEMENT_BYTES
 from moesim.operators.collectives import COLLECTIVES, wire_bytes
 from moesim.operators.deepep import vector_bytes
 from moesim.operators.gemm import FORMATS, gemm_bytes, gemm_flops
 from moesim.operators.moe_transfer import PROFILES
 from moesim.operators.roofline_errors import SIZES_S, RooflineErrors
 
-__all__ = ["fit_roofline_errors"]
+__all__ = ["attention_work", "fit_roofline_errors"]
 
 ROWS_PER_SYSTEM = 4000
 """Of one operator; quantiles of more rows change by less than their spread between systems."""
@@ -129,8 +128,8 @@ def _attention(source: str, systems: list[str] | None) -> Ratios:
             yield _attention_roof(device, frame), frame["latency_s"]
 
 
-def _attention_roof(device: Device, frame: Frame) -> np.ndarray:
-    dtype, kv_dtype = frame.text("dtype"), frame.text("kv_dtype")
+def attention_work(frame: Frame) -> list[AttentionWork]:
+    """The work of every row of an attention frame, ``[rows]``."""
     numbers = [
         frame[name].tolist()
         for name in (
@@ -138,20 +137,38 @@ def _attention_roof(device: Device, frame: Frame) -> np.ndarray:
             "window_tokens",
         )
     ]
-    seconds = []
-    for row, (batch, query, past, heads, kv_heads, dim, window) in enumerate(
-        zip(*numbers, strict=True)
-    ):
-        if dtype[row] not in ELEMENT_BYTES or kv_dtype[row] not in ELEMENT_BYTES:
-            seconds.append(0.0)
-            continue
-        work = AttentionWork(
-            "prefill" if query > 1 else "decode", batch, query, past, heads, kv_heads, dim, dim,
-            2 * dim, dtype[row], kv_dtype[row], max(window, 0),
-        )  # fmt: skip
-        peak = device.peak_flop_per_s(ARITHMETIC[dtype[row]])
-        seconds.append(max(work.bytes / device.memory_bytes_per_s, work.flops / peak))
-    return np.array(seconds)
+    formats = zip(frame.text("dtype"), frame.text("kv_dtype"), strict=True)
+    return [
+        AttentionWork(
+            phase="prefill" if query > 1 else "decode",
+            sequences=batch,
+            query_tokens=query,
+            past_tokens=past,
+            heads=heads,
+            kv_heads=kv_heads,
+            key_dim=dim,
+            value_dim=dim,
+            cache_elements=2 * dim,
+            dtype=dtype,
+            kv_dtype=kv_dtype,
+            window_tokens=max(window, 0),
+        )
+        for (batch, query, past, heads, kv_heads, dim, window), (dtype, kv_dtype) in zip(
+            zip(*numbers, strict=True), formats, strict=True
+        )
+    ]
+
+
+def _attention_roof(device: Device, frame: Frame) -> np.ndarray:
+    return np.array(
+        [
+            max(
+                work.bytes / device.memory_bytes_per_s,
+                work.flops / device.peak_flop_per_s(work.arithmetic),
+            )
+            for work in attention_work(frame)
+        ]
+    )
 
 
 def _collective(source: str, systems: list[str] | None) -> Ratios:

@@ -23,7 +23,7 @@ def fit(
         str | None,
         typer.Option(
             help="Fit these operators, such as moe,gemm; all that there are by default. roofline: "
-            "how far kernels are from theirs."
+            "how far kernels are from theirs; power: watts."
         ),
     ] = None,
     systems: Annotated[str | None, typer.Option(help="Only these systems.")] = None,
@@ -53,8 +53,8 @@ def fit(
     if is_measurements_file(source):
         console.result(*calibrate_measure.fit_measurements(source, out, seed))
         return
-    if operator == "roofline":
-        console.result(*_fit_roofline(source, listed(systems), date, out, console))
+    if operator in ("roofline", "power"):
+        console.result(*_fit_devices(operator, source, listed(systems), date, out, console))
         return
     names = measured_operators(source, listed(operator), listed(systems), listed(engines))
     options = f" --systems {systems}" if systems else ""
@@ -127,27 +127,22 @@ def _fitted(
     }
 
 
-def _fit_roofline(
-    source: str, systems: list[str] | None, date: str, out: Path, console: Console
+def _fit_devices(
+    what: str, source: str, systems: list[str] | None, date: str, out: Path, console: Console
 ) -> tuple[dict[str, Any], str]:
-    """How far measured kernels are from their rooflines, written to a file."""
+    """What is fitted per device and not per kernel: errors of rooflines, or watts."""
+    from moesim.calibrate.fit_power import fit_power
     from moesim.calibrate.fit_roofline import fit_roofline_errors
     from moesim.safe_io import write_json
 
-    command = f"moesim calibrate fit --source {source} --operator roofline"
+    command = f"moesim calibrate fit --source {source} --operator {what}"
     command += f" --systems {','.join(systems)}" if systems else ""
-    with console.progress("reading and comparing"):
-        document = fit_roofline_errors(source, systems, date=date, command=command)
-    path = write_json(out / "roofline.json", document.to_dict())
-    result = {
-        "schema": SCHEMA,
-        "ok": True,
-        "operator": "roofline",
-        "file": str(path),
-        "rows": sum(document.rows.values()),
-        "intervals": document.to_dict()["intervals"],
-    }
-    return result, f"{result['rows']:,} rows compared with their rooflines: {path}"
+    fitted = fit_power if what == "power" else fit_roofline_errors
+    with console.progress("reading and fitting"):
+        document = fitted(source, systems, date=date, command=command).to_dict()
+    path = write_json(out / f"{what}.json", document)
+    result = {"schema": SCHEMA, "ok": True, "operator": what, "file": str(path), "fit": document}
+    return result, f"{what} fitted: {path}"
 
 
 def chosen_versions(words: str) -> str | list[str]:

@@ -137,12 +137,30 @@ def _to_json(request: StepRequest, found: ForwardStep) -> dict[str, Any]:
         "hi_s": found.hi_s,
         "tokens_per_s": found.tokens_per_s,
         "tokens_per_s_per_device": found.tokens_per_s / layout.devices,
+        **_energy_json(found),
         "memory_bytes_per_device": found.memory.total,
         "memory": asdict(found.memory),
         "ops": [_op_json(found, index) for index in range(len(found.ops))],
         "seed": request.seed,
         "version": moesim.__version__,
     }  # fmt: skip
+
+
+def _energy_json(found: ForwardStep) -> dict[str, Any]:
+    """Joules, or nothing where nothing is known of the devices' power."""
+    energy = found.energy
+    if energy is None:
+        return {}
+    return {
+        "energy_j_per_token": energy.j_per_token,
+        "energy": {
+            "lo_j_per_token": energy.lo_j_per_token,
+            "hi_j_per_token": energy.hi_j_per_token,
+            "device_w": energy.device_w,
+            "evidence": energy.evidence.value,
+            "source": energy.source,
+        },
+    }
 
 
 def _op_json(found: ForwardStep, index: int) -> dict[str, Any]:

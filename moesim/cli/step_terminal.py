@@ -61,6 +61,14 @@ def show_step(request: StepRequest, found: ForwardStep, console: Console) -> Non
         )
     )
     console.print(_ops(found, words))
+    if (energy := found.energy) is not None:
+        console.print(
+            words.paragraph(
+                f"Energy {energy.j_per_token:.3g} J per {unit} "
+                f"({energy.lo_j_per_token:.3g} … {energy.hi_j_per_token:.3g}), "
+                f"{energy.device_w:.0f} W per device: {energy.source} (evidence {energy.evidence})."
+            )
+        )
     memory = asdict(found.memory)
     parts = ", ".join(
         f"{name} {format_bytes(value)}" for name, value in memory.items() if value > 0
@@ -77,11 +85,11 @@ def show_step(request: StepRequest, found: ForwardStep, console: Console) -> Non
 def _ops(found: ForwardStep, words: Words) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for index, name in enumerate(
-        ("call", "lay-\ners", "time", "80 % from", "to", "share", "Op/B", "bound", "evi-\ndence")
+        ("call", "lay-\ners", "time", "80 %\n× time", "share", "Op/B", "bound", "evi-\ndence")
     ):
         table.add_column(
             words(name, _QUIET),
-            justify="right" if 0 < index < 7 else "left",
+            justify="right" if 0 < index < 6 else "left",
             no_wrap=True,
             vertical="bottom",
         )
@@ -95,9 +103,8 @@ def _ops(found: ForwardStep, words: Words) -> Table:
         cells = (
             op.name,
             f"{op.layers}",
-            format_seconds(priced.time_s),
-            format_seconds(price.lo_s * op.layers),
-            format_seconds(price.hi_s * op.layers),
+            format_seconds(priced.time_s, pad=True),
+            f"{_times(price.lo_s / price.time_s)}–{_times(price.hi_s / price.time_s)}",
             percent(priced.time_s / found.step_s),
             f"{op.work.flops / moved:.0f}" if op.work.flops and moved else "",
             priced.bound,
@@ -105,7 +112,12 @@ def _ops(found: ForwardStep, words: Words) -> Table:
         )
         table.add_row(*map(words, cells))
     if rest:
-        cells = (f"{rest} shorter calls", "", format_seconds(rest_s), "", "",
+        cells = (f"{rest} shorter calls", "", format_seconds(rest_s), "",
                  percent(rest_s / found.step_s), "", "", "")  # fmt: skip
         table.add_row(*(words(cell, _QUIET) for cell in cells))
     return table
+
+
+def _times(ratio: float) -> str:
+    """A multiple, in four characters."""
+    return f"{ratio:.2f}" if ratio < 9.95 else f"{ratio:.0f}"

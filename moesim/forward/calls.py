@@ -121,7 +121,7 @@ def _all_reduce(rows: int, hidden: int, ranks: int) -> CollectiveWork:
 
 def _send(size_bytes: float, hidden: int) -> Work:
     """From one stage to the next."""
-    return TransferWork("combine", "prefill", 1, hidden, size_bytes, 1, 2, 2, 2.0)
+    return TransferWork("combine", "prefill", 1, hidden, size_bytes, 1, 2, 2, 2.0, "send")
 
 
 def _behind_attention(shape: StepShape) -> Iterator[tuple[str, Work]]:
@@ -239,4 +239,5 @@ def _transfer(shape: StepShape, direction: str) -> TransferWork:
         experts=int(np.prod(shape.slot_tokens.shape[1:])),
         ranks=layout.ep,
         skew=float((copies.max(axis=-1) / mean).mean()),
+        kernel="nvlink" if layout.dispatch == "nvlink" else "deepep",
     )

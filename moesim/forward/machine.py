@@ -10,6 +10,7 @@ import numpy as np
 from moesim.cluster import Cluster
 from moesim.fitted_costs import CostModel, Engine
 from moesim.hardware import Device
+from moesim.operators.power import DevicePower, device_power
 from moesim.schema import Evidence, weakest
 
 __all__ = ["Links", "Machine"]
@@ -90,6 +91,11 @@ class Machine:
     def memory_bytes_per_s(self) -> float:
         """Peak bandwidth."""
         return self.device.memory_bytes_per_s
+
+    @cached_property
+    def power(self) -> DevicePower | None:
+        """What a device draws, if anything is known of it."""
+        return device_power(self.device)
 
     @cached_property
     def evidence(self) -> Evidence:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from moesim.schema import Evidence
+import numpy as np
 
-__all__ = ["Price"]
+from moesim.operators.fitted import Estimate, KernelFit
+from moesim.schema import Evidence, weakest
+
+__all__ = ["Price", "prices_of"]
 
 
 @dataclass(frozen=True)
@@ -26,3 +29,27 @@ class Price:
     hi_s: float
     evidence: Evidence
     kernel: str
+
+    def plus(self, other: Price) -> Price:
+        """Both, one after the other; they err together."""
+        return Price(
+            self.time_s + other.time_s,
+            self.lo_s + other.lo_s,
+            self.hi_s + other.hi_s,
+            weakest(self.evidence, other.evidence),
+            self.kernel,
+        )
+
+
+def prices_of(estimate: Estimate, fit: KernelFit) -> list[Price | None]:
+    """One price per estimated call; None where the fit does not reach."""
+    name = f"{fit.engine} {fit.version}, {fit.kernel}"
+    if fit.instead_of.get("system"):
+        name += f", from {fit.system}"
+    columns = (estimate.time_s, estimate.lo_s, estimate.hi_s)
+    return [
+        Price(time_s, lo_s, hi_s, estimate.evidence, name) if np.isfinite(time_s) else None
+        for time_s, lo_s, hi_s in zip(
+            *(np.atleast_1d(column).tolist() for column in columns), strict=True
+        )
+    ]

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from moesim.forward.fitted_communication import price_collectives, price_transfers
+from moesim.forward.fitted_dense import price_attention, price_gemms
 from moesim.forward.fitted_experts import price_experts
 from moesim.forward.machine import Machine
 from moesim.forward.price import Price
@@ -19,7 +21,13 @@ __all__ = ["PricedOp", "price_ops"]
 Pricer = Callable[[Sequence[Op], Machine], "list[Price | None]"]
 """Prices of calls of one operator; None where nothing was fitted for a call."""
 
-FITTED: dict[OperatorName, Pricer] = {"experts": price_experts}
+FITTED: dict[OperatorName, Pricer] = {
+    "gemm": price_gemms,
+    "attention": price_attention,
+    "experts": price_experts,
+    "collective": price_collectives,
+    "dispatch": price_transfers,
+}
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import numpy as np
 from moesim.cluster import Cluster
 from moesim.errors import InfeasibleError
 from moesim.forward.calls import StepShape, step_ops
+from moesim.forward.energy import StepEnergy, step_energy
 from moesim.forward.expert_load import Distribution, draw_slot_tokens
 from moesim.forward.formats import Formats
 from moesim.forward.layout import Layout, StepLoad
@@ -36,6 +37,7 @@ class ForwardStep:
         step_s: Seconds until every sequence has its next token: the sum of all calls.
         lo_s: Lower end of the 80 % interval.
         hi_s: Upper end.
+        energy: Of all devices; None where nothing is known of their power.
         memory: Of the device that holds most.
         evidence: The weakest of the calls'.
     """
@@ -48,6 +50,7 @@ class ForwardStep:
     step_s: float
     lo_s: float
     hi_s: float
+    energy: StepEnergy | None
     memory: DeviceMemory
     evidence: Evidence
 
@@ -109,7 +112,10 @@ def simulate_step(
     )
     evidence = weakest(*(priced.price.evidence for priced in ops))
     name = str(routing) if isinstance(routing, Distribution) else "trace"
-    return ForwardStep(shape, machine, name, load.tokens, ops, total, low, high, memory, evidence)
+    energy = step_energy(ops, machine, layout.devices, load.tokens, (total, low, high))
+    return ForwardStep(
+        shape, machine, name, load.tokens, ops, total, low, high, energy, memory, evidence
+    )
 
 
 def _check_memory(shape: StepShape, memory: DeviceMemory, cluster: Cluster) -> None:

@@ -235,6 +235,7 @@ class TransferWork:
         experts: Expert slots over all devices.
         ranks: Devices.
         skew: Copies that the busiest device receives over the mean.
+        kernel: What carries them; ``send`` passes activations to the next pipeline stage.
     """
 
     direction: Literal["dispatch", "combine"]
@@ -246,6 +247,7 @@ class TransferWork:
     experts: int
     ranks: int
     skew: float
+    kernel: Literal["deepep", "nvlink", "send"] = "deepep"
 
     @property
     def flops(self) -> float:

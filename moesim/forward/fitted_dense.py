@@ -1,0 +1,99 @@
+"""Dense products, attention and element-by-element calls by fitted kernels."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from moesim.errors import InputError
+from moesim.forward.machine import Machine
+from moesim.forward.price import Price, prices_of
+from moesim.forward.work import AttentionWork, GemmWork, Op
+from moesim.operators.attention import (
+    ELEMENT_BYTES,
+    AttentionCalls,
+    AttentionShape,
+    attention_seconds,
+    decode_variant,
+    prefill_variant,
+)
+from moesim.operators.shipped import find_fit
+
+__all__ = ["price_attention", "price_gemms"]
+
+
+def price_gemms(ops: Sequence[Op], machine: Machine) -> list[Price | None]:
+    """Prices of all products; those of one format go through their kernel together."""
+    groups: dict[tuple[str, str], list[int]] = defaultdict(list)
+    works = [op.work for op in ops if isinstance(op.work, GemmWork)]
+    for place, work in enumerate(works):
+        # Products per head are what absorbed MLA does; nothing else is batched.
+        groups["mla_bmm" if work.batch > 1 else "gemm", work.dtype].append(place)
+    prices: list[Price | None] = [None] * len(works)
+    for (operator, dtype), places in groups.items():
+        try:
+            fit = find_fit(operator, machine.device, engine=machine.engine, dtype=dtype)
+        except InputError:
+            continue
+        shapes = np.array([_sizes(works[place]) for place in places], float)
+        found = prices_of(fit.time(*shapes.T), fit)
+        for place, price in zip(places, found, strict=True):
+            prices[place] = price
+    return prices
+
+
+def _sizes(work: GemmWork) -> tuple[int, int, int, int]:
+    return work.m, work.n, work.k, work.batch
+
+
+def price_attention(ops: Sequence[Op], machine: Machine) -> list[Price | None]:
+    """Prices of all attention calls."""
+    return [_attention(op.work, machine) for op in ops if isinstance(op.work, AttentionWork)]
+
+
+def _attention(work: AttentionWork, machine: Machine) -> Price | None:
+    try:
+        fit = _attention_fit(work, machine)
+    except InputError:
+        return None
+    coefficients = fit.attention if hasattr(fit, "attention") else fit.coefficients
+    shape = AttentionShape(
+        work.key_dim,
+        work.value_dim,
+        ELEMENT_BYTES[work.dtype],
+        work.cache_elements * ELEMENT_BYTES[work.kv_dtype],
+    )
+    seconds = attention_seconds(_calls(work), shape, coefficients, fit.processor)
+    return prices_of(fit.estimate(seconds), fit)[0]
+
+
+def _attention_fit(work: AttentionWork, machine: Machine) -> Any:
+    """The kernel that does what comes nearest to the call."""
+    named: dict[str, Any] = {
+        "engine": machine.engine, "dtype": work.dtype, "kv_dtype": work.kv_dtype
+    }  # fmt: skip
+    decode = work.phase == "decode"
+    if work.latent and decode:
+        return find_fit("generation_mla", machine.device, **named)
+    if work.expanded:
+        return find_fit("context_mla", machine.device, **named)
+    if decode:
+        variant = decode_variant(work.heads, work.kv_heads, work.window_tokens)
+        operator = "generation_attention"
+    else:
+        variant, operator = prefill_variant(work.window_tokens), "context_attention"
+    return find_fit(operator, machine.device, variant=variant, head_dim=work.key_dim, **named)
+
+
+def _calls(work: AttentionWork) -> AttentionCalls:
+    """The call as the kernel's model takes it; compressed entries count as tokens."""
+    past, window = work.past_tokens, work.window_tokens
+    if work.stride > 1:
+        # A query sees as many entries as on average, however its own tokens are pressed.
+        window = max(1, round(work.pairs / work.query_tokens))
+        past = max(past // work.stride, window)
+    values = (work.sequences, work.query_tokens, past, work.heads, work.kv_heads, window)
+    return AttentionCalls(*(np.array([value]) for value in values))
