@@ -18,7 +18,7 @@ from moesim.operators.moe import (
     padded_tiles,
 )
 from moesim.operators.moe_device import moe_device
-from moesim.operators.moe_fits import MoeFit
+from moesim.operators.moe_fits import MoeFit, shipped_moe_fits, token_regime
 from moesim.operators.moe_kernels import (
     ACTIVATION_BYTES,
     ARITHMETIC,
@@ -114,8 +114,17 @@ class CalibratedCost:
         return f"{of.engine} {of.version}, {of.kernel}, {of.dtype}"
 
     def interval(self, seconds: float, tokens: int) -> tuple[float, float]:
-        """See :meth:`moesim.cost.ExpertCost.interval`."""
-        return self.fit.interval(tokens)
+        """See :meth:`moesim.cost.ExpertCost.interval`.
+
+        Coefficients that come without an interval get the widest that any shipped fit has.
+        """
+        regime = token_regime(tokens)
+        if regime in self.fit.intervals:
+            return self.fit.intervals[regime]
+        known = [
+            fit.intervals[regime] for fit in shipped_moe_fits().fits if regime in fit.intervals
+        ]
+        return min(low for low, _ in known), max(high for _, high in known)
 
     def lower_bound_s(
         self, expert_tokens: np.ndarray, speed: float, devices: int = 1

@@ -244,6 +244,7 @@ def _notes(outcome: PlanOutcome) -> tuple[Fact, ...]:
     notes = [Fact("Trace", clean(outcome.trace_name), sentence(clean(outcome.trace_note)))]
     if outcome.model.note:
         notes.append(Fact("Model", clean(outcome.model.name), sentence(clean(outcome.model.note))))
+    notes.append(_cost_note(outcome))
     notes += [
         Fact("No plan by", clean(name), sentence(clean(reason)))
         for name, reason in outcome.skipped.items()
@@ -253,6 +254,14 @@ def _notes(outcome: PlanOutcome) -> tuple[Fact, ...]:
         for engine, reason in outcome.left_out.items()
     ]
     return tuple(notes)
+
+
+def _cost_note(outcome: PlanOutcome) -> Fact:
+    """What priced the plan, and between which times a step lies."""
+    cost = outcome.scores[outcome.chosen].cost
+    parts = "; ".join(f"{name} by {clean(kernel)}" for name, kernel in outcome.kernels.items())
+    ends = f"{format_seconds(cost.lo_s)} … {format_seconds(cost.hi_s)}"
+    return Fact("Cost", clean(outcome.cost), sentence(f"{parts}; 80 % interval of a step {ends}"))
 
 
 def _load_facts(outcome: PlanOutcome) -> tuple[Fact, ...]:
