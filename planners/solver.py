@@ -12,10 +12,14 @@ thread that is told to stop in the same cases. Both use one thread.
 from __future__ import annotations
 
 import math
+import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -254,7 +258,8 @@ def _run_highs(
     interface = pulp.HiGHS(
         msg=False, gapRel=stop_gap, timeLimit=time_limit_s, threads=1, random_seed=1
     )
-    interface.createAndConfigureSolver(model)
+    with _no_greeting():
+        interface.createAndConfigureSolver(model)
     interface.buildSolverModel(model)
     highs = model.solverModel
     names = [variable.name for variable in model.variables()]
@@ -282,6 +287,20 @@ def _run_highs(
         dict(zip(names, highs.getSolution().col_value, strict=True)),
         info.mip_dual_bound,
     )
+
+
+@contextmanager
+def _no_greeting() -> Iterator[None]:
+    """HiGHS 1.16 greets on the process's own stdout, which belongs to our result."""
+    sys.stdout.flush()
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _wait(highs: Any, timeout_s: float) -> bool:

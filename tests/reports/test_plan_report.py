@@ -122,11 +122,12 @@ def test_without_holdout_no_number_is_invented():
 
 
 def test_notes_carry_what_trace_and_model_say(small, large):
-    assert [note.detail for note in build_report(small).notes] == [
-        small.trace_note,
-        small.model.note,
-    ]
-    assert len(build_report(large).notes) == 1
+    trace, model, cost = build_report(small).notes
+    assert (trace.detail, model.detail) == (small.trace_note, small.model.note)
+    assert cost.value == "fitted"
+    assert "DeepEP normal of sglang" in cost.detail
+    assert "80 % interval" in cost.detail
+    assert len(build_report(large).notes) == 2
 
 
 def test_notes_become_sentences(small):
