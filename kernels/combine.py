@@ -9,9 +9,32 @@ from __future__ import annotations
 import torch
 
 from moesim.errors import InputError
+from moesim.kernels.language import jit, runs_triton, tl, triton
 from moesim.kernels.work import Work, element_bytes
 
 __all__ = ["combine", "combine_reference", "combine_work"]
+
+
+@jit
+def combine_kernel(
+    y,
+    row,
+    out,
+    hidden,
+    stride_y,
+    TOP_K: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    token = tl.program_id(0)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < hidden
+    acc = tl.zeros((BLOCK,), dtype=tl.float32)
+    for choice in tl.static_range(TOP_K):
+        place = tl.load(row + token.to(tl.int64) * TOP_K + choice)
+        at = y + place.to(tl.int64) * stride_y + column
+        acc += tl.load(at, mask=inside & (place >= 0), other=0.0).to(tl.float32)
+    to = out + token.to(tl.int64) * hidden + column
+    tl.store(to, acc.to(out.dtype.element_ty), mask=inside)
 
 
 def combine(y: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
@@ -28,7 +51,25 @@ def combine(y: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
         InputError: If shapes or types do not fit.
     """
     _check(y, row)
-    return combine_reference(y, row, torch.float32).to(y.dtype)
+    if not runs_triton(y, row):
+        return combine_reference(y, row, torch.float32).to(y.dtype)
+    tokens, hidden = row.shape[0], y.shape[1]
+    out = torch.empty(tokens, hidden, dtype=y.dtype, device=y.device)
+    if out.numel():
+        y = y if y.stride(1) == 1 else y.contiguous()
+        block = min(1024, triton.next_power_of_2(hidden))
+        with torch.cuda.device_of(y):
+            combine_kernel[(tokens, triton.cdiv(hidden, block))](
+                y,
+                row.contiguous(),
+                out,
+                hidden,
+                y.stride(0),
+                TOP_K=row.shape[1],
+                BLOCK=block,
+                num_warps=4,
+            )
+    return out
 
 
 def combine_reference(

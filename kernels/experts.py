@@ -20,6 +20,7 @@ from moesim.kernels.grouped_gemm import (
     grouped_gemm_reference,
     grouped_gemm_work,
 )
+from moesim.kernels.launch import TileTables
 from moesim.kernels.quantise import (
     BlockScales,
     quantise_rows,
@@ -84,11 +85,20 @@ def expert_ffn(
     Raises:
         InputError: If shapes or types do not fit together.
     """
+    rows = x.shape[0] if gather is None else gather.shape[0]
+    tables = TileTables(counts, rows)
     if weights.is_fp8:
         x8, x_scale = quantise_rows(x, weights.w13.dtype)
         up_scales, down_scale = _scales(weights, x_scale)
         inner = grouped_gemm(
-            x8, weights.w13, counts, gather=gather, gated=True, scales=up_scales, out_dtype=x.dtype
+            x8,
+            weights.w13,
+            counts,
+            gather=gather,
+            gated=True,
+            scales=up_scales,
+            out_dtype=x.dtype,
+            tables=tables,
         )
         inner8, inner_scale = quantise_rows(inner, weights.w2.dtype)
         down_scales = BlockScales(inner_scale, down_scale)
@@ -99,9 +109,10 @@ def expert_ffn(
             row_scale=row_scale,
             scales=down_scales,
             out_dtype=x.dtype,
+            tables=tables,
         )
-    inner = grouped_gemm(x, weights.w13, counts, gather=gather, gated=True)
-    return grouped_gemm(inner, weights.w2, counts, row_scale=row_scale)
+    inner = grouped_gemm(x, weights.w13, counts, gather=gather, gated=True, tables=tables)
+    return grouped_gemm(inner, weights.w2, counts, row_scale=row_scale, tables=tables)
 
 
 def expert_ffn_reference(

@@ -15,7 +15,12 @@ import numpy as np
 import torch
 
 from moesim.errors import InputError
+from moesim.kernels.choose import choose_for_rows, shape_of
+from moesim.kernels.config import Part
+from moesim.kernels.language import runs_triton
+from moesim.kernels.launch import Operands, TileTables, launch
 from moesim.kernels.quantise import BlockScales, dequantise_rows, dequantise_weights
+from moesim.kernels.targets import core_count, target_of
 from moesim.kernels.work import Work, element_bytes
 
 __all__ = [
@@ -40,6 +45,8 @@ def grouped_gemm(
     row_scale: torch.Tensor | None = None,
     scales: BlockScales | None = None,
     out_dtype: torch.dtype | None = None,
+    tables: TileTables | None = None,
+    parts: Sequence[Part] | None = None,
 ) -> torch.Tensor:
     """Multiply the rows of every expert by its weights.
 
@@ -56,6 +63,10 @@ def grouped_gemm(
         row_scale: [R] float32 factor of each row of the result: the router's weight.
         scales: Scales of ``x`` and ``w``, for fp8 and only for it.
         out_dtype: Type of the result; that of ``x``, and bfloat16 for fp8.
+        tables: Tile tables of these counts, to share them between calls.
+        parts: Configurations, for experts by their rows, as :func:`moesim.kernels.choose.choose`
+            finds them for a histogram that the host knows. By default they are chosen for so many
+            rows, once, and the live counts say on the device which expert goes to which.
 
     Returns:
         [R, N], or [R, N/2] with ``gated``.
@@ -65,7 +76,36 @@ def grouped_gemm(
     """
     _check(x, w, counts, gather, gated, row_scale, scales)
     out_dtype = out_dtype or (torch.bfloat16 if x.dtype in FP8_TYPES else x.dtype)
-    return _by_torch(x, w, counts, gather, gated, row_scale, scales, None).to(out_dtype)
+    if not runs_triton(x, w, counts, gather, row_scale):
+        return _by_torch(x, w, counts, gather, gated, row_scale, scales, None).to(out_dtype)
+    if w.stride(2) != 1:
+        raise InputError(
+            "the columns of an expert's weights must lie side by side",
+            field="w",
+            found=f"strides {w.stride()}",
+            fix="call w.contiguous() once, when the weights are loaded",
+        )
+    rows = x.shape[0] if gather is None else gather.shape[0]
+    n = w.shape[1] // 2 if gated else w.shape[1]
+    out = torch.empty(rows, n, dtype=out_dtype, device=x.device)
+    if out.numel() == 0 or x.shape[1] == 0:
+        return out.zero_()
+    operands = Operands(
+        x=x if x.stride(1) == 1 else x.contiguous(),
+        w=w,
+        out=out,
+        gather=None if gather is None else gather.contiguous(),
+        row_scale=None if row_scale is None else row_scale.contiguous(),
+        scales=scales,
+        gated=gated,
+    )
+    if parts is None:
+        shape, name = shape_of(w.shape[1], w.shape[2], x.dtype, out_dtype, gated)
+        target = target_of(x.device).name
+        cores = core_count(x.device)
+        parts = choose_for_rows(rows, w.shape[0], shape, name, target, cores).parts
+    launch(operands, tables or TileTables(counts, rows), parts)
+    return out
 
 
 def grouped_gemm_reference(

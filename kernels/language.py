@@ -23,7 +23,7 @@ except ModuleNotFoundError as error:
     triton = None
     tl = None
 
-__all__ = ["HAS_TRITON", "INTERPRETED", "jit", "runs_triton", "tl", "triton"]
+__all__ = ["HAS_TRITON", "INTERPRETED", "constexpr", "jit", "runs_triton", "tl", "triton"]
 
 HAS_TRITON = triton is not None
 
@@ -41,6 +41,11 @@ class _Missing:
 def jit(function: Callable[..., Any]) -> Any:
     """``triton.jit``, or an object that says that Triton is missing when it is launched."""
     return triton.jit(function) if HAS_TRITON else _Missing()
+
+
+def constexpr(value: Any) -> Any:
+    """``tl.constexpr``, for a number that kernels name as a global."""
+    return tl.constexpr(value) if HAS_TRITON else value
 
 
 def runs_triton(*tensors: torch.Tensor | None) -> bool:

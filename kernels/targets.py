@@ -1,0 +1,109 @@
+"""Which processor a kernel runs on or is compiled for, and what it can do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+from moesim.errors import UsageError
+from moesim.kernels.language import INTERPRETED
+
+__all__ = ["TARGETS", "Target", "check_type", "core_count", "target_of"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A processor as the compiler sees it.
+
+    Attributes:
+        name: The compiler's name.
+        backend: Triton's backend.
+        arch: Architecture as that backend writes it.
+        warp_size: Threads of a warp (a wavefront).
+        shared_bytes: Most shared memory (LDS) of one program.
+        core_shared_bytes: Shared memory of a core, for all programs on it.
+        reserved_bytes: What the system takes of it per program.
+        registers: 32-bit registers of a core.
+        fp8: The e4m3 type that its matrix units take, or None.
+        descriptors: Whether it has a copy engine that takes tensor descriptors.
+    """
+
+    name: str
+    backend: str
+    arch: int | str
+    warp_size: int
+    shared_bytes: int
+    core_shared_bytes: int
+    reserved_bytes: int
+    registers: int
+    fp8: torch.dtype | None
+    descriptors: bool
+
+
+E4M3, E4M3_FNUZ = torch.float8_e4m3fn, torch.float8_e4m3fnuz
+KIB = 1024
+
+TARGETS = {
+    target.name: target
+    for target in (
+        # CUDA C++ programming guide, technical specifications per compute capability: shared
+        # memory per block and per multiprocessor, 1 KiB of it reserved per block, 64 Ki registers.
+        Target("sm_80", "cuda", 80, 32, 163 * KIB, 164 * KIB, KIB, 64 * KIB, None, False),
+        Target("sm_90a", "cuda", 90, 32, 227 * KIB, 228 * KIB, KIB, 64 * KIB, E4M3, True),
+        Target("sm_100a", "cuda", 100, 32, 227 * KIB, 228 * KIB, KIB, 64 * KIB, E4M3, True),
+        # AMD Instinct MI300 instruction set reference: 64 KiB LDS per compute unit, 4 SIMDs with
+        # 512 vector registers of 64 lanes (accumulation registers included).
+        Target("gfx942", "hip", "gfx942", 64, 64 * KIB, 64 * KIB, 0, 128 * KIB, E4M3_FNUZ, False),
+    )
+}
+"""Targets that every kernel is compiled for in tests."""
+
+
+def target_of(device: torch.device) -> Target:
+    """The target of a device; under the interpreter Hopper, whose features it imitates.
+
+    Raises:
+        UsageError: If the kernels have no configurations for it.
+    """
+    return TARGETS["sm_90a"] if INTERPRETED else _target_of_gpu(device.index or 0)
+
+
+def check_type(dtype: torch.dtype, target: Target) -> None:
+    """Refuse a type that the target's matrix units do not take.
+
+    Raises:
+        UsageError: Naming the type and what the target takes.
+    """
+    taken = [torch.bfloat16, torch.float16] + ([target.fp8] if target.fp8 else [])
+    if dtype not in taken:
+        raise UsageError(
+            f"{target.name} multiplies {', '.join(str(t) for t in taken)}, not {dtype}\n"
+            "fix: convert the operands"
+        )
+
+
+@cache
+def core_count(device: torch.device) -> int:
+    """Streaming multiprocessors; under the interpreter 2, so that programs take several tiles."""
+    if INTERPRETED:
+        return 2
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+@cache
+def _target_of_gpu(index: int) -> Target:
+    properties = torch.cuda.get_device_properties(index)
+    if torch.version.hip:
+        name = str(properties.gcnArchName).partition(":")[0]
+    else:
+        # Within a major version code for the lower minor one runs; the a-variants do not, but
+        # Triton compiles for the device at hand and only takes its tiles from the table.
+        name = {8: "sm_80", 9: "sm_90a", 10: "sm_100a"}.get(properties.major, "")
+    if name not in TARGETS:
+        raise UsageError(
+            f"no kernel configurations for {properties.name}; there are some for "
+            f"{', '.join(TARGETS)}\nfix: move the tensors to the CPU, where plain torch runs"
+        )
+    return TARGETS[name]
