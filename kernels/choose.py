@@ -58,8 +58,11 @@ class Choice:
 
     @property
     def name(self) -> str:
-        """The configurations, joined by +."""
-        return "+".join(part.config.name for part in self.parts)
+        """The configurations, with the rows up to which they are for: ``row-…≤16+tile-…``."""
+        return "+".join(
+            part.config.name if part.most == ANY_ROWS else f"{part.config.name}≤{part.most}"
+            for part in self.parts
+        )
 
 
 def candidates(entries: Sequence[Entry]) -> list[tuple[tuple[Part, Entry], ...]]:

@@ -70,7 +70,7 @@ def launch(operands: Operands, tables: TileTables, parts: Sequence[Part]) -> Non
     if operands.scales is not None:
         for part in parts:
             check_block_scales(part.config)
-    with torch.cuda.device_of(operands.x):
+    with torch.cuda.device_of(operands.x):  # type: ignore[no-untyped-call]
         for part in parts:
             run = _run_tile if part.config.kernel == "tile" else _run_row
             run(operands, tables.get(part), part.config, target)

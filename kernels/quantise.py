@@ -119,9 +119,9 @@ def quantise_rows_reference(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """:func:`quantise_rows` in plain torch."""
     rows, k = x.shape
-    blocks = _padded(x.float(), k).reshape(rows, -1, BLOCK)
+    blocks = _padded(x.float(), k).reshape(rows, -(-k // BLOCK), BLOCK)
     scale = _scale(blocks.abs().amax(dim=-1), dtype)
-    elements = (blocks / scale[..., None]).reshape(rows, -1)[:, :k]
+    elements = (blocks / scale[..., None]).flatten(1)[:, :k]
     return _rounded(elements, dtype), scale
 
 

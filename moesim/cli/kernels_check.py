@@ -90,7 +90,7 @@ def _chosen(found: Sequence[Any], only: str) -> list[Any]:
     chosen = [case for case in found if case.name.startswith(only)]
     if not chosen:
         raise UsageError(
-            f"no case begins with {only}\nfix: use one of the names that --json lists without --only"
+            f"no case begins with {only}\nfix: use a name that --json lists without --only"
         )
     return chosen
 

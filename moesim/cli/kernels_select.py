@@ -1,4 +1,4 @@
-"""``moesim kernels select``: which configuration for a histogram, and the table it is chosen from."""
+"""``moesim kernels select``: a configuration for a histogram, and the table it comes from."""
 
 from __future__ import annotations
 
