@@ -51,7 +51,7 @@ def test_gemms_are_what_they_claim(case):
     assert outcome.facts.shared_bytes <= TARGETS[case.target].shared_bytes
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", ["sm_90a", "gfx942"])
 def test_small_kernels_compile_without_spills(target):
     small = [case for case in cases([target]) if case.config is None]
     assert {case.kernel for case in small} >= {"route", "permute-place", "tile-table", "combine"}
