@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["LEVEL", "Interval", "leave_fold_out"]
+__all__ = ["LEVEL", "Interval", "either_way", "leave_fold_out"]
 
 LEVEL = 0.8
 """Share of measurements that an interval is to hold."""
@@ -59,6 +59,37 @@ def leave_fold_out(
         rest = own & np.isnan(low)
         low[rest], high[rest] = 0.0, 0.0
     return Interval(predicted_s * np.exp(low), predicted_s * np.exp(high))
+
+
+def either_way(
+    predicted_s: np.ndarray,
+    codes: Sequence[np.ndarray],
+    log_residual: np.ndarray,
+    residual_codes: Sequence[np.ndarray],
+) -> Interval:
+    """Intervals of equal ratio to both sides, for what is alike to nothing measured.
+
+    The errors of a few other systems or versions tell how far a new one may be off, but not in
+    which direction: residuals of both signs count alike.
+
+    Args:
+        predicted_s: ``[rows]``.
+        codes: ``[rows]`` of each division, the finest first.
+        log_residual: ``[residuals]`` log of measured over predicted, by fits that had not seen
+            them; not finite for none.
+        residual_codes: ``[residuals]`` of each division.
+    """
+    width = np.full(len(predicted_s), np.nan)
+    known = np.isfinite(log_residual)
+    everything = (np.zeros(len(predicted_s), np.int64), np.zeros(len(known), np.int64))
+    for own, theirs in (*zip(codes, residual_codes, strict=True), everything):
+        for code in np.unique(own[np.isnan(width)]):
+            found = np.abs(log_residual[known & (theirs == code)])
+            if len(found) >= MIN_RESIDUALS:
+                width[np.isnan(width) & (own == code)] = np.quantile(found, LEVEL)
+    # Nothing at all was held out: no interval but the point itself.
+    ratio = np.exp(np.nan_to_num(width))
+    return Interval(predicted_s / ratio, predicted_s * ratio)
 
 
 def _quantiles(codes: np.ndarray, rows: np.ndarray, values: np.ndarray) -> np.ndarray:

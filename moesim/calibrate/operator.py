@@ -10,14 +10,16 @@ import numpy as np
 
 from moesim.calibrate.frame import Frame
 from moesim.calibrate.hygiene import HygieneReport
-from moesim.calibrate.intervals import Interval, leave_fold_out
+from moesim.calibrate.intervals import Interval, either_way, leave_fold_out
 from moesim.calibrate.metrics import Score, by_regime, score
-from moesim.calibrate.splits import split
+from moesim.calibrate.splits import Fold, split
+from moesim.calibrate.transfers import transfer_residuals
 from moesim.errors import UsageError
 from moesim.schema import Document
 
 __all__ = ["CalibratedOperator", "Evaluation", "Table", "evaluate"]
 
+TRANSFER_SPLITS = ("leave-system-out", "leave-version-out")
 INNER_FOLDS = 2
 """Parts that the rows of a single fit are cut into, to get held-out residuals out of them."""
 
@@ -116,7 +118,10 @@ def evaluate(
     """Fit on each fold's rows, predict the rows it holds out, score all of those together.
 
     Intervals of a fold come from the residuals of the other folds' held-out rows. A split with
-    one fold cuts its fitted rows again, so that no residual of a judged row is ever used.
+    one fold cuts its fitted rows again, so that no residual of a judged row is ever used. Where a
+    whole system or version is held out, and the operator says how its coefficients got there
+    (:class:`~moesim.calibrate.transfers.TransferOperator`), they come from transfers of the same
+    kind among the fitted rows alone.
 
     Args:
         operator: The model.
@@ -141,22 +146,32 @@ def evaluate(
         )
     predicted = np.full(len(frame), np.nan)
     fold_of = np.full(len(frame), -1)
+    transfer = np.zeros(len(frame), np.int64)
     coefficients = {}
     for number, (name, fit, test) in enumerate(folds):
         fits = operator.fit(table, fit)
         predicted[test] = operator.predict(table, fits)[test]
         fold_of[test] = number
+        if hasattr(operator, "transfers"):
+            transfer[test] = operator.transfers(table, fits, np.flatnonzero(test))
         if name in judged:
             coefficients[name] = fits
-    residuals, residual_fold = predicted.copy(), fold_of.copy()
-    if len(folds) == 1:
-        inner = _inner_predictions(operator, table, folds[0][1], seed)
-        seen = np.isfinite(inner)
-        residuals[seen], residual_fold[seen] = inner[seen], -2
-        residuals[~seen] = np.nan
-    interval = leave_fold_out(
-        predicted, fold_of, np.log(measured_s / residuals), residual_fold, operator.regimes(table)
-    )
+    regimes = {
+        name: codes * (int(transfer.max(initial=0)) + 1) + transfer
+        for name, codes in operator.regimes(table).items()
+    }
+    if kind in TRANSFER_SPLITS and hasattr(operator, "transfers"):
+        interval = _transfer_interval(operator, table, kind, folds, predicted, transfer)
+    else:
+        residuals, residual_fold = predicted.copy(), fold_of.copy()
+        if len(folds) == 1:
+            inner = _inner_predictions(operator, table, folds[0][1], seed)
+            seen = np.isfinite(inner)
+            residuals[seen], residual_fold[seen] = inner[seen], -2
+            residuals[~seen] = np.nan
+        interval = leave_fold_out(
+            predicted, fold_of, np.log(measured_s / residuals), residual_fold, regimes
+        )
     tested = np.isin(fold_of, [i for i, (name, _, _) in enumerate(folds) if name in judged])
     by_fold = {
         name: score(*(a[fold_of == i] for a in (predicted, measured_s, *interval.ends())))
@@ -172,6 +187,30 @@ def evaluate(
         np.where(tested, predicted, np.nan),
         interval,
     )
+
+
+def _transfer_interval(
+    operator: Any,
+    table: Table,
+    kind: str,
+    folds: Sequence[Fold],
+    predicted_s: np.ndarray,
+    transfer: np.ndarray,
+) -> Interval:
+    """Intervals of each fold from transfers among its fitted rows, of the same kind and batch."""
+    batch = next(reversed(operator.regimes(table).values()))
+    low, high = np.full(len(predicted_s), np.nan), np.full(len(predicted_s), np.nan)
+    for _, fit, test in folds:
+        found = transfer_residuals(operator, table, table.frame, kind, fit)
+        count = int(batch.max()) + 1
+        interval = either_way(
+            predicted_s[test],
+            (transfer[test] * count + batch[test], transfer[test]),
+            found.log_residual,
+            (found.transfer * count + batch[found.row], found.transfer),
+        )
+        low[test], high[test] = interval.ends()
+    return Interval(low, high)
 
 
 def _inner_predictions(

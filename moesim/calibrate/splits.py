@@ -14,8 +14,9 @@ import numpy as np
 from moesim.calibrate.frame import Frame
 from moesim.calibrate.operators import OPERATORS
 from moesim.errors import UsageError
+from moesim.operators.moe_transfer import architecture
 
-__all__ = ["SPLITS", "Fold", "split"]
+__all__ = ["SPLITS", "Fold", "imitations", "split"]
 
 Fold = tuple[str, np.ndarray, np.ndarray]
 
@@ -36,8 +37,8 @@ def split(
         kind: ``random``: one fold, ``fit_fraction`` of the rows to fit on and the rest to test.
             ``leave-shape-out``: a fold per model shape (for MoE hidden, inter, top_k and
             experts), or folds of several where there are very many. ``leave-system-out``: a fold
-            per system. ``leave-version-out``: a fold per engine and version; the same engine's
-            other versions must remain to fit on, so an engine with one version yields none.
+            per system. ``leave-version-out``: a fold per engine and version, for engines with
+            more than one; everything else, other engines too, remains to fit on.
         fit_fraction: Share of the rows that may be fitted on, drawn at random; 0.1 for
             ``random`` and all of them for the others, unless given.
         seed: Seed of that draw.
@@ -80,11 +81,41 @@ def _folds(frame: Frame, kind: str, chosen: np.ndarray, seed: int) -> Iterator[F
         test = groups == group
         row = int(np.argmax(test))
         fit = chosen & ~test
+        others = fit
         if kind == "leave-version-out":
-            fit &= frame["engine"] == frame["engine"][row]
-        if fit.any():
+            others = fit & (frame["engine"] == frame["engine"][row])
+        if others.any():
             shown = frame.describe(row)
             yield ",".join(f"{name}={shown[name]}" for name in names), fit, test
+
+
+def imitations(frame: Frame, kind: str, fit: np.ndarray) -> list[np.ndarray]:
+    """Parts of the fitted rows whose holding out is like what a split did, ``[rows] bool`` each.
+
+    Errors that fits on the rest make on such a part are honest estimates of the errors on what
+    the split held out: systems one by one and architectures as a whole, or versions.
+
+    Args:
+        frame: The rows.
+        kind: ``leave-system-out`` or ``leave-version-out``.
+        fit: Rows that may be fitted on, ``[rows] bool``.
+    """
+    if kind == "leave-version-out":
+        groups = [frame.groups(("engine", "version"))]
+    else:
+        homes: dict[str | None, int] = {}
+        home = [
+            homes.setdefault(architecture(system) or system, len(homes))
+            for system in frame.labels["system"]
+        ]
+        groups = [frame["system"], np.array(home)[frame["system"]]]
+    parts: dict[bytes, np.ndarray] = {}
+    for codes in groups:
+        for code in np.unique(codes[fit]):
+            part = fit & (codes == code)
+            if (fit & ~part).any():
+                parts.setdefault(part.tobytes(), part)
+    return list(parts.values())
 
 
 def _drawn(rows: int, fraction: float, seed: int) -> np.ndarray:
