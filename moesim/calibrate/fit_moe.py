@@ -21,6 +21,7 @@ from moesim.calibrate.tables import open_catalogue, version_key
 from moesim.extras import require
 from moesim.operators.moe import MoeCoefficients, MoeDevice, MoeShapes, moe_time_s
 from moesim.operators.moe_fits import MoeFit
+from moesim.operators.moe_slopes import moe_time_and_slopes
 from moesim.operators.moe_transfer import KINDS, MoeKernel, transferred, version_drift
 
 __all__ = ["MoeOperator", "fit_coefficients"]
@@ -189,17 +190,34 @@ def fit_coefficients(
     spread = np.array([deviation for _, deviation in PRIOR.values()])
     log_s = np.log(measured_s)
 
-    def residuals(point: np.ndarray) -> np.ndarray:
-        coefficients = MoeCoefficients.model_construct(
-            **dict(zip(PRIOR, np.exp(point), strict=True))
+    def log_error(point: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        values = dict(zip(PRIOR, np.exp(point), strict=True))
+        seconds, slopes = moe_time_and_slopes(
+            shapes, device, MoeCoefficients.model_construct(**values)
         )
-        error = np.log(moe_time_s(shapes, device, coefficients)) - log_s
-        soft = SOFT * np.sqrt(2 * (np.sqrt(1 + (error / SOFT) ** 2) - 1)) * np.sign(error)
-        return np.concatenate([soft / np.sqrt(len(error)), SHRINKAGE * (point - centre) / spread])
+        return np.log(seconds) - log_s, slopes / seconds[:, None]
+
+    def soft(error: np.ndarray) -> np.ndarray:
+        root = np.sqrt(1 + (error / SOFT) ** 2)
+        return np.asarray(error * np.sqrt(2 / (root + 1)))
+
+    def residuals(point: np.ndarray) -> np.ndarray:
+        error, _ = log_error(point)
+        return np.concatenate(
+            [soft(error) / np.sqrt(len(error)), SHRINKAGE * (point - centre) / spread]
+        )
+
+    def slopes(point: np.ndarray) -> np.ndarray:
+        error, by = log_error(point)
+        root = np.sqrt(1 + (error / SOFT) ** 2)
+        softened = np.sqrt((root + 1) / 2) / root
+        return np.vstack(
+            [by * (softened / np.sqrt(len(error)))[:, None], SHRINKAGE * np.diag(1 / spread)]
+        )
 
     low, high = centre - REACH * spread, centre + REACH * spread
     found = optimize.least_squares(
-        residuals, centre, max_nfev=EVALUATIONS, x_scale=spread, bounds=(low, high)
+        residuals, centre, jac=slopes, max_nfev=EVALUATIONS, x_scale=spread, bounds=(low, high)
     )
     on_bound = (found.x - low < 0.01 * spread) | (high - found.x < 0.01 * spread)
     names = tuple(name for name, on in zip(PRIOR, on_bound, strict=True) if on)

@@ -26,12 +26,17 @@ from moesim.schema import Document
 
 __all__ = [
     "TILES",
+    "GemmParts",
     "MoeCoefficients",
     "MoeDevice",
     "MoeShapes",
+    "gemm_parts",
+    "gemm_sizes",
     "moe_time_s",
+    "overhead_parts_s",
     "overhead_s",
     "padded_tiles",
+    "smooth_maximum",
 ]
 
 TILES = np.array([16, 32, 64, 128, 256])
@@ -174,42 +179,83 @@ def padded_tiles(slot_tokens: np.ndarray) -> np.ndarray:
 
 def moe_time_s(shapes: MoeShapes, device: MoeDevice, of: MoeCoefficients) -> np.ndarray:
     """Seconds of each expert layer, ``[rows]``."""
-    gemms = [
-        _gemm_s(shapes, device, of, columns, depth)
-        for columns, depth in (
-            (shapes.input_matrices * shapes.width, shapes.hidden),
-            (shapes.hidden, shapes.width),
-        )
-    ]
-    return overhead_s(shapes, device, of) + gemms[0] + gemms[1]
+    gemms = (gemm_parts(shapes, device, of, *gemm) for gemm in gemm_sizes(shapes))
+    gemms_s = sum(smooth_maximum(of.overlap_exponent, *gemm.parts_s()) for gemm in gemms)
+    return overhead_s(shapes, device, of) + gemms_s
 
 
 def overhead_s(shapes: MoeShapes, device: MoeDevice, of: MoeCoefficients) -> np.ndarray:
     """Everything but the GEMMs, ``[rows]`` seconds: linear in experts and copies."""
+    return sum(overhead_parts_s(shapes, device, of).values(), np.zeros(len(shapes.hidden)))
+
+
+def overhead_parts_s(
+    shapes: MoeShapes, device: MoeDevice, of: MoeCoefficients
+) -> dict[str, np.ndarray]:
+    """The parts of :func:`overhead_s` by the coefficient that each goes with."""
     between = shapes.input_matrices * shapes.width
     read = shapes.activation_bytes * (shapes.hidden + shapes.width)
     written = OUTPUT_BYTES * (between + shapes.hidden)
     group_bytes = OUTPUT_BYTES * (between + shapes.width + shapes.hidden)
-    moved = shapes.copies * (read + written) / of.activation_bandwidth_share
-    moved = moved + shapes.group_copies * group_bytes / of.group_bandwidth_share
+    memory = device.memory_bytes_per_s
+    return {
+        "launch_s": np.broadcast_to(of.launch_s, shapes.hidden.shape),
+        "active_expert_s": of.active_expert_s * shapes.active,
+        "local_expert_s": of.local_expert_s * shapes.local_experts,
+        "copy_s": of.copy_s * shapes.copies,
+        "group_copy_s": of.group_copy_s * shapes.group_copies,
+        "activation_bandwidth_share": shapes.copies
+        * (read + written)
+        / (memory * of.activation_bandwidth_share),
+        "group_bandwidth_share": shapes.group_copies
+        * group_bytes
+        / (memory * of.group_bandwidth_share),
+    }
+
+
+def gemm_sizes(shapes: MoeShapes) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+    """Columns and depth of the two grouped GEMMs: into the experts' width, and out of it."""
     return (
-        of.launch_s
-        + of.active_expert_s * shapes.active
-        + of.local_expert_s * shapes.local_experts
-        + of.copy_s * shapes.copies
-        + of.group_copy_s * shapes.group_copies
-        + moved / device.memory_bytes_per_s
+        (shapes.input_matrices * shapes.width, shapes.hidden),
+        (shapes.hidden, shapes.width),
     )
 
 
-def _gemm_s(
+@dataclass(frozen=True)
+class GemmParts:
+    """What one grouped GEMM takes, arrays ``[rows]``.
+
+    Attributes:
+        memory_s: Reading weights.
+        compute_s: Arithmetic on tiles.
+        latency_s: The way through one block.
+        tile_share: Share of ``compute_s`` that tiles cost whatever their rows.
+        row_share: Share that the rows of tiles cost.
+        cache_share: Share that inputs beyond the cache cost.
+        full: How much more whole waves are than waves, relative to the blocks counted.
+    """
+
+    memory_s: np.ndarray
+    compute_s: np.ndarray
+    latency_s: np.ndarray
+    tile_share: np.ndarray
+    row_share: np.ndarray
+    cache_share: np.ndarray
+    full: np.ndarray
+
+    def parts_s(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The three times that overlap."""
+        return self.memory_s, self.compute_s, self.latency_s
+
+
+def gemm_parts(
     shapes: MoeShapes,
     device: MoeDevice,
     of: MoeCoefficients,
     columns: np.ndarray,
     depth: np.ndarray,
-) -> np.ndarray:
-    """One grouped GEMM of ``[tokens, depth] × [depth, columns]`` per expert, ``[rows]`` seconds."""
+) -> GemmParts:
+    """One grouped GEMM of ``[tokens, depth] × [depth, columns]`` per expert."""
     bandwidth = of.weight_bandwidth_share * np.array([1, of.small_bandwidth, of.large_bandwidth])
     cost = np.array([1, of.small_cost, of.large_cost])
     weights = shapes.active * columns * depth * shapes.weight_bytes
@@ -224,18 +270,33 @@ def _gemm_s(
     tile_rows = (of.tile_rows + of.row_cost * TILES)[:, None]
     # Waves of blocks, each a tile of rows by BLOCK_COLUMNS on one core.
     blocks = (1 - quantised) * waves + quantised * full
-    rows = np.where(shapes.tile_allowed, blocks * tile_rows, np.inf).min(axis=0)
+    by_tile = np.where(shapes.tile_allowed, blocks * tile_rows, np.inf)
+    best = by_tile.argmin(axis=0)
+    every = np.arange(len(best))
+    tiled = by_tile[best, every]
     # An expert whose input outgrows the cache has it read again for every block across.
     filled = shapes.squared_copies * depth * shapes.activation_bytes / device.cache_bytes
-    rows = rows + of.cache_penalty * of.row_cost * filled * blocks_across / device.cores
+    again = of.cache_penalty * of.row_cost * filled * blocks_across / device.cores
+    rows = tiled + again
     flops = rows * device.cores * BLOCK_COLUMNS * (depth + of.k_prologue) * 2
     compute_s = flops / device.peak_flop_per_s * cost[shapes.variant]
 
     latency_s = of.k_step_s * depth * np.minimum(1, shapes.active)
-    return _smooth_maximum(of.overlap_exponent, memory_s, compute_s, latency_s)
+    some = np.maximum(rows, 1e-30)
+    of_tile = of.tile_rows / tile_rows[best, 0]
+    chosen = np.maximum(blocks[best, every], 1e-30)
+    return GemmParts(
+        memory_s=memory_s,
+        compute_s=compute_s,
+        latency_s=latency_s,
+        tile_share=tiled * of_tile / some,
+        row_share=tiled * (1 - of_tile) / some,
+        cache_share=again / some,
+        full=(full[best, every] - waves[best, every]) / chosen,
+    )
 
 
-def _smooth_maximum(exponent: float, *parts: np.ndarray) -> np.ndarray:
+def smooth_maximum(exponent: float, *parts: np.ndarray) -> np.ndarray:
     """(Σ partᵖ)^(1/p), scaled by the largest so that no power overflows."""
     largest = np.maximum(np.maximum.reduce(parts), 1e-15)
     total = sum(((part / largest) ** exponent for part in parts), np.zeros_like(largest))
