@@ -25,6 +25,7 @@ __all__ = [
     "Clock",
     "CpuWorkloads",
     "CudaWorkloads",
+    "TritonWorkloads",
     "Workloads",
     "cpu_clock",
     "multiplies_int8",
@@ -263,3 +264,27 @@ class CudaWorkloads:
             return torch._grouped_mm(product, down, offs=ends)
 
         return layer
+
+
+class TritonWorkloads(CudaWorkloads):
+    """Workloads on a GPU with the project's own kernels; on a CPU these run a loop of products."""
+
+    kernel = "moesim"
+
+    def experts(self, workload: Workload) -> Callable[[], Any]:
+        """The expert layer as a function without arguments that returns ``[rows, hidden]``."""
+        from moesim.kernels.experts import ExpertWeights, expert_ffn
+
+        torch = self._torch
+        hidden, inter, experts = workload.hidden, workload.inter, len(workload.expert_rows)
+        count = experts * 3 * hidden * inter
+        weights = self._pool.take(count, workload.dtype, again=workload.residency == "cache")
+        split = experts * 2 * hidden * inter
+        layer = ExpertWeights(
+            weights[:split].view(experts, 2 * inter, hidden),
+            weights[split:].view(experts, hidden, inter),
+        )
+        rows = sum(workload.expert_rows)
+        states = torch.randn(rows, hidden, device=self._device).to(self._dtypes[workload.dtype])
+        counts = torch.tensor(workload.expert_rows, device=self._device, dtype=torch.int32)
+        return lambda: expert_ffn(states, layer, counts)

@@ -16,7 +16,15 @@ from moesim.placement import Placement
 from moesim.planners.validation import RunScale
 from moesim.workload import Batches, Phase
 
-__all__ = ["DeviceLoads", "choose_scale", "device_loads", "fit_loads"]
+__all__ = [
+    "DeviceLoads",
+    "RunOrder",
+    "choose_scale",
+    "device_loads",
+    "fit_loads",
+    "scaled_rows",
+    "workload",
+]
 
 EXPERT_BYTES = 2**21
 """Weights of an expert that a CPU runs: a layer of hundreds then fits the pool many times."""
@@ -56,6 +64,47 @@ class DeviceLoads:
         return DeviceLoads(
             self.batch[:count], self.layer[:count], self.loads, self.load_of[:, :count]
         )
+
+
+@dataclass(frozen=True)
+class RunOrder:
+    """What is run in which order: however little time there is, it holds something of both.
+
+    The loads of the first layer of a batch, then the others that the cost model is fitted on, then
+    the loads of the rest. A layer's loads are numbered before those of later layers.
+    """
+
+    loads: DeviceLoads
+    others: tuple[tuple[int, ...], ...]
+
+    @property
+    def lead(self) -> int:
+        """Loads of the first layer."""
+        return int(self.loads.load_of[:, 0].max()) + 1
+
+    @property
+    def plan(self) -> tuple[tuple[int, ...], ...]:
+        """All loads in the order to run them."""
+        return (*self.loads.loads[: self.lead], *self.others, *self.loads.loads[self.lead :])
+
+    def fitted_on(self, timed: int) -> tuple[tuple[int, ...], ...]:
+        """Others among the first ``timed`` of the plan."""
+        return self.others[: max(0, timed - self.lead)]
+
+    def measured(self, timed: int) -> DeviceLoads:
+        """The layers of batches all of whose loads are among the first ``timed`` of the plan."""
+        own = min(timed, self.lead) + max(0, timed - self.lead - len(self.others))
+        missing = np.flatnonzero((self.loads.load_of >= own).any(axis=(0, 2)))
+        return self.loads.first(int(missing[0]) if len(missing) else len(self.loads.batch))
+
+    def of_others(self, samples_s: np.ndarray) -> np.ndarray:
+        """[R, others] samples."""
+        return samples_s[:, self.lead : self.lead + len(self.others)]
+
+    def of_loads(self, samples_s: np.ndarray) -> np.ndarray:
+        """[R, loads] samples."""
+        behind = self.lead + len(self.others)
+        return np.concatenate([samples_s[:, : self.lead], samples_s[:, behind:]], axis=1)
 
 
 def choose_scale(model: ModelSpec, device_rows: float, expert_rows: float, dtype: str) -> RunScale:

@@ -17,13 +17,19 @@ from typing import Any
 import numpy as np
 
 from moesim import environment
-from moesim.calibrate.cpu_layers import Layers
-from moesim.calibrate.fit_cpu import FEWEST_POINTS, fit_layers
+from moesim.calibrate.fit_cpu import FEWEST_POINTS
 from moesim.calibrate.measure import pool_size, time_in_rounds
 from moesim.calibrate.measurements import Workload, finish
-from moesim.calibrate.torch_workloads import CpuWorkloads, Workloads, torch_module
+from moesim.calibrate.torch_workloads import (
+    CpuWorkloads,
+    TritonWorkloads,
+    Workloads,
+    torch_module,
+)
+from moesim.calibrate.validate_cost import cpu_s, fit_cpu, fit_gpu
 from moesim.calibrate.validate_loads import (
     DeviceLoads,
+    RunOrder,
     choose_scale,
     device_loads,
     fit_loads,
@@ -40,7 +46,9 @@ from moesim.calibrate.validate_score import (
 from moesim.errors import InfeasibleError, InputError, UsageError
 from moesim.extras import require
 from moesim.kernels.bench_inputs import fast_dtype
-from moesim.operators.cpu_experts import CpuExpertCoefficients, CpuExpertProfile, cpu_experts_s
+from moesim.operators.cpu_experts import (
+    CpuExpertProfile,
+)
 from moesim.planners.outcome import PlanOutcome
 from moesim.planners.validation import PlacementValidation, RunScale
 
@@ -56,8 +64,6 @@ ROUNDS_FOR_INTERVALS = 5
 """Fewer rounds give no interval worth the name; a note says so."""
 
 Progress = Callable[[float, str], None]
-Predict = Callable[[Sequence[tuple[int, ...]]], np.ndarray]
-"""[U] seconds of loads."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +71,11 @@ class ValidateOptions:
     """How to validate.
 
     Attributes:
-        device: ``cpu``; None for a GPU if there is one.
+        device: ``cuda`` or ``cpu``; None for a GPU if torch sees one.
         minutes: Wall time for the runs.
         seed: Of everything drawn.
-        profile: Coefficients to predict with (``moesim.cpu-experts/1``); None to fit them here.
+        profile: Coefficients of a CPU to predict with (``moesim.cpu-experts/1``); None to fit
+            some in the same run.
         machine: What runs loads; None for this machine. The tests have one that only pretends.
         now: Clock of the budget, with ``machine``.
     """
@@ -79,46 +86,6 @@ class ValidateOptions:
     profile: Path | None = None
     machine: Workloads | None = None
     now: Callable[[], float] | None = None
-
-
-@dataclass(frozen=True)
-class _Order:
-    """What is run in which order: however little time there is, it holds something of both.
-
-    The loads of the first layer of a batch, then the others that the cost model is fitted on, then
-    the loads of the rest. A layer's loads are numbered before those of later layers.
-    """
-
-    loads: DeviceLoads
-    others: tuple[tuple[int, ...], ...]
-
-    @property
-    def lead(self) -> int:
-        """Loads of the first layer."""
-        return int(self.loads.load_of[:, 0].max()) + 1
-
-    @property
-    def plan(self) -> tuple[tuple[int, ...], ...]:
-        return (*self.loads.loads[: self.lead], *self.others, *self.loads.loads[self.lead :])
-
-    def fitted_on(self, timed: int) -> tuple[tuple[int, ...], ...]:
-        """Others among the first ``timed`` of the plan."""
-        return self.others[: max(0, timed - self.lead)]
-
-    def measured(self, timed: int) -> DeviceLoads:
-        """The layers of batches all of whose loads are among the first ``timed`` of the plan."""
-        own = min(timed, self.lead) + max(0, timed - self.lead - len(self.others))
-        missing = np.flatnonzero((self.loads.load_of >= own).any(axis=(0, 2)))
-        return self.loads.first(int(missing[0]) if len(missing) else len(self.loads.batch))
-
-    def of_others(self, samples_s: np.ndarray) -> np.ndarray:
-        """[R, others] samples."""
-        return samples_s[:, self.lead : self.lead + len(self.others)]
-
-    def of_loads(self, samples_s: np.ndarray) -> np.ndarray:
-        """[R, loads] samples."""
-        behind = self.lead + len(self.others)
-        return np.concatenate([samples_s[:, : self.lead], samples_s[:, behind:]], axis=1)
 
 
 def validate_plan(
@@ -141,11 +108,13 @@ def validate_plan(
     notes = []
     if outcome.holdout_batches is None:
         notes.append("nothing was held out: the batches are those that were planned on")
-    dtype = _dtype(torch, profile, options)
+    on_gpu = _on_gpu(torch, options)
     placements = [outcome.scores[name].placement for name in names]
-    tokens = batches.tokens_per_device * batches.top_k
-    active = min(outcome.experts / outcome.cluster.devices, tokens)
-    scale = choose_scale(outcome.model, tokens, tokens / active, dtype)
+    rows = batches.tokens_per_device * batches.top_k
+    scale = RunScale(outcome.model.expert_input_size, outcome.model.expert_width, 1, 1, "bf16")
+    if not on_gpu:
+        expert_rows = rows / max(1.0, min(outcome.experts / outcome.cluster.devices, rows))
+        scale = choose_scale(outcome.model, rows, expert_rows, _dtype(torch, profile, options))
     loads = device_loads(
         batches,
         placements,
@@ -156,12 +125,10 @@ def validate_plan(
         options.seed,
     )
     others = () if profile else fit_loads(loads, placements[0].slots_per_device, options.seed)
-    order = _Order(loads, others)
+    order = RunOrder(loads, others)
     plan = [workload(scale, load) for load in order.plan]
-    run = options.machine
-    if run is None:
-        pool_bytes, pool_notes = pool_size(torch, plan)
-        run, notes = CpuWorkloads(plan, pool_bytes, 1, "thread-cpu"), notes + pool_notes
+    run, machine_notes = _machine(torch, plan, on_gpu, options)
+    notes += machine_notes
     rounds = time_in_rounds(
         plan,
         run,
@@ -181,12 +148,14 @@ def validate_plan(
             "fix: allow more --validate-minutes, or fewer devices per cluster"
         )
     progress(1.0, "fitting and comparing")
-    if profile:
-        coefficients = profile.fit(dtype).coefficients
-    else:
-        coefficients = _fitted(scale, others, np.median(order.of_others(samples_s), axis=0))
     own_s = order.of_loads(samples_s)
-    predicted_s = _predicted_s(coefficients, scale, loads.loads[: own_s.shape[1]])
+    own = loads.loads[: own_s.shape[1]]
+    if profile:
+        coefficients = profile.fit(scale.dtype).coefficients
+        predicted_s = cpu_s(coefficients, scale, own)
+    else:
+        times_s = np.median(order.of_others(samples_s), axis=0)
+        predicted_s = (fit_gpu if on_gpu else fit_cpu)(scale, others, times_s, own)
     runs = DeviceRuns(loads.load_of, own_s, predicted_s)
     if len(samples_s) < ROUNDS_FOR_INTERVALS:
         notes.append(
@@ -196,7 +165,10 @@ def validate_plan(
     found = _scored(outcome, names, runs, loads, options.seed)
     return replace(
         found,
-        processor=environment.processor_name(),
+        device="cuda" if on_gpu else "cpu",
+        processor=torch.cuda.get_device_name() if on_gpu else environment.processor_name(),
+        kernel=TritonWorkloads.kernel if on_gpu else CpuWorkloads.kernel,
+        clock="cuda-event" if on_gpu else "thread-cpu",
         scale=scale,
         model="fitted in the same rounds" if profile is None else str(options.profile),
         fitted_points=len(others),
@@ -205,6 +177,18 @@ def validate_plan(
         interrupted=rounds.interrupted,
         notes=tuple(notes),
     )
+
+
+def _machine(
+    torch: Any, plan: Sequence[Workload], on_gpu: bool, options: ValidateOptions
+) -> tuple[Workloads, list[str]]:
+    """What runs the loads, and what is to be said of it."""
+    if options.machine is not None:
+        return options.machine, []
+    pool_bytes, notes = pool_size(torch, plan, on_gpu)
+    if on_gpu:
+        return TritonWorkloads(plan, pool_bytes), notes
+    return CpuWorkloads(plan, pool_bytes, 1, "thread-cpu"), notes
 
 
 def check_options(options: ValidateOptions) -> Any:
@@ -221,11 +205,25 @@ def check_options(options: ValidateOptions) -> Any:
             f"--validate-minutes is {options.minutes:g}; allowed: above 0, at most a day\n"
             "fix: pass e.g. --validate-minutes 3"
         )
-    if options.device not in (None, "cpu"):
-        raise UsageError(f"unknown device {options.device}\nfix: use --validate-device cpu")
+    if options.device not in (None, "cpu", "cuda"):
+        raise UsageError(f"unknown device {options.device}\nfix: use --validate-device cpu or cuda")
     if options.profile is not None:
         CpuExpertProfile.load(options.profile)
-    return torch_module()
+    torch = torch_module()
+    _on_gpu(torch, options)
+    return torch
+
+
+def _on_gpu(torch: Any, options: ValidateOptions) -> bool:
+    """Whether a GPU runs the experts."""
+    seen = bool(torch.cuda.is_available()) and options.machine is None
+    if options.device == "cuda" and not seen:
+        raise UsageError("torch sees no GPU here\nfix: use --validate-device cpu")
+    if options.profile is not None and options.device == "cuda":
+        raise UsageError(
+            "--validate-profile is of a CPU and --validate-device a GPU\nfix: leave out one of them"
+        )
+    return seen and options.device != "cpu" and options.profile is None
 
 
 def _names(outcome: PlanOutcome) -> tuple[str, ...]:
@@ -274,28 +272,6 @@ def _samples(
     return samples / slowdown, slow
 
 
-def _fitted(
-    scale: RunScale, loads: Sequence[tuple[int, ...]], times_s: np.ndarray
-) -> CpuExpertCoefficients:
-    return fit_layers(_layers(scale, loads), times_s)[0]
-
-
-def _layers(scale: RunScale, loads: Sequence[tuple[int, ...]]) -> Layers:
-    rows = np.zeros((len(loads), max(len(load) for load in loads)))
-    for place, load in enumerate(loads):
-        rows[place, : len(load)] = load
-    ones = np.ones(len(loads), np.int64)
-    cached = np.zeros(len(loads), bool)
-    return Layers(rows, ones * scale.hidden, ones * scale.inter, cached, scale.dtype)
-
-
-def _predicted_s(
-    coefficients: CpuExpertCoefficients, scale: RunScale, loads: Sequence[tuple[int, ...]]
-) -> np.ndarray:
-    layers = _layers(scale, loads)
-    return cpu_experts_s(coefficients, layers.rows, layers.shape).total_s
-
-
 def _scored(
     outcome: PlanOutcome,
     names: tuple[str, ...],
@@ -311,10 +287,10 @@ def _scored(
     used = np.unique(runs.load_of[runs.load_of >= 0])
     device_ape = np.abs(runs.predicted_s[used] / runs.times_s[used] - 1)
     return PlacementValidation(
-        device="cpu",
+        device="",
         processor="",
-        kernel=CpuWorkloads.kernel,
-        clock="thread-cpu",
+        kernel="",
+        clock="",
         scale=RunScale(0, 0, 1, 1, ""),
         model="",
         fitted_points=0,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moesim.cli import calibrate_fit, calibrate_measure
+from moesim.cli import calibrate_bench, calibrate_fit, calibrate_measure
 from moesim.cli.calibrate_fit import SOURCE_HELP, chosen_versions
 from moesim.cli.console import (
     Console,
@@ -141,15 +141,20 @@ def evaluate(
 ) -> None:
     """Score an operator's cost model on measured rows that its fit has not seen.
 
-    Errors are |predicted − measured| / measured; intervals are to hold 80 % of the rows.
+    Errors are |predicted − measured| / measured; intervals are to hold 80 % of the rows. Files of
+    calibrate measure and of kernels bench say themselves what they hold.
     """
     from moesim.calibrate import operator as scoring
+    from moesim.calibrate.fit_grouped import is_bench_file
     from moesim.calibrate.measurements import is_measurements_file
     from moesim.calibrate.registry import calibrated_operator
 
     console = Console(as_json=as_json, quiet=quiet, out=out)
     if is_measurements_file(source):
         console.result(*calibrate_measure.evaluate_measurements(source, seed))
+        return
+    if is_bench_file(source):
+        console.result(*calibrate_bench.evaluate_bench(source, seed))
         return
     model = calibrated_operator(operator, residual=residual)
     wanted = versions or ("all" if split == "leave-version-out" else "newest")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from moesim.cli import calibrate_measure
+from moesim.cli import calibrate_bench, calibrate_measure
 from moesim.cli.console import Console, JsonOption, QuietOption, SeedOption, listed
 
 __all__ = ["SOURCE_HELP", "chosen_versions", "fit"]
@@ -46,12 +46,16 @@ def fit(
     quiet: QuietOption = False,
 ) -> None:
     """Fit operators' coefficients to all measured rows and write them with their provenance."""
+    from moesim.calibrate.fit_grouped import is_bench_file
     from moesim.calibrate.measurements import is_measurements_file
     from moesim.calibrate.registry import default_versions, measured_operators
 
     console = Console(as_json=as_json, quiet=quiet)
     if is_measurements_file(source):
         console.result(*calibrate_measure.fit_measurements(source, out, seed))
+        return
+    if is_bench_file(source):
+        console.result(*calibrate_bench.fit_bench(source, out, seed))
         return
     if operator in ("roofline", "power"):
         console.result(*_fit_devices(operator, source, listed(systems), date, out, console))

@@ -379,7 +379,7 @@ USAGE_CASES = [
         "validate-device",
         f"{ON_TINY} --validate --validate-device tpu",
         USAGE,
-        ("tpu", "--validate-device cpu"),
+        ("tpu", "cpu or cuda"),
     ),
     Case("validate-device-alone", f"{ON_TINY} --validate-device cpu", USAGE, ("add --validate",)),
     Case(
