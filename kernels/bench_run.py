@@ -19,6 +19,7 @@ from moesim.errors import InfeasibleError, UsageError
 from moesim.kernels import bench_environment
 from moesim.kernels.bench_cases import CPU_SCALE, MODELS, Case, Scale, plan_cases
 from moesim.kernels.bench_check import TOLERANCES, check_cases, check_kernel, relative_error
+from moesim.kernels.bench_configs import configured_kernels
 from moesim.kernels.bench_file import (
     SCHEMA,
     add_samples,
@@ -271,6 +272,8 @@ class TorchMachine:
         else:
             operands = self._source.first(case, timing_only=True)
             kernels = [kernel for kernel in self._kernels if not kernel.takes(case)]
+            if case.every_config and self._device == "cuda":
+                kernels += configured_kernels(self._torch, case)
             if first and case.op == "grouped-gemm":
                 kernels, failed = self._agreeing(kernels, operands)
             ready = {}

@@ -234,9 +234,9 @@ def test_a_real_run_on_this_machine(tmp_path: Path) -> None:
     options = BenchOptions(
         "cpu",
         tmp_path / "bench.json",
-        minutes=0.08,
+        minutes=5,
         models=("qwen3-30b-a3b",),
-        cases=("decode", "experts"),
+        cases=("decode/qwen3-30b-a3b/down/trace-4", "experts/qwen3-30b-a3b/trace-4"),
         scale=Scale(width=16, flops=2e7, dtype="fp32"),
         command="test",
     )
@@ -281,6 +281,7 @@ def gpu_file() -> dict[str, Any]:
             times["vllm-fused-moe", ""] = 1.1 * ours_s
         if case.every_config:
             times |= {("moesim", "a"): ours_s / 1.02, ("moesim", "b"): 2 * ours_s}
+            times["moesim", "chosen"] = ours_s
         add_samples(document, case, {key: ("cuda-graph", [s]) for key, s in times.items()})
     return document
 
@@ -312,6 +313,38 @@ def test_goals_on_a_made_up_file() -> None:
     text = score_text(list(found.values()))
     assert "no data" in text
     assert "NO" in text
+
+
+def test_errors_of_the_wave_model_on_held_out_loads() -> None:
+    from moesim.kernels.bench_held_out import held_out_errors
+    from moesim.kernels.config import Part
+    from moesim.kernels.config_table import default_table
+    from moesim.kernels.wave_model import Coefficients, GemmShape, part_seconds
+
+    table = default_table()
+    entries = [entry for entry in table.of("sm_90a", "bf16")][:3]
+    truth = Coefficients(0.6, 1.1e-6, 2e-6, 3e-6)
+    document = gpu_file() | {"cases": [], "environment": {"compute_capability": "9.0"}}
+    rng = np.random.default_rng(0)
+
+    def measure(noise: float) -> list[float]:
+        document["cases"] = []
+        for case in plan_cases(True):
+            if case.every_config:
+                shape, rows = GemmShape(case.n, case.k), np.array(case.rows)
+                times = {}
+                for entry in entries:
+                    speeds = table.speeds["sm_90a"]["bf16"]
+                    own_s = part_seconds(Part(entry.config), truth, rows, shape, speeds)
+                    own_s *= float(np.exp(noise * rng.standard_normal()))
+                    times["moesim", entry.config.name] = ("cuda-graph", [own_s])
+                add_samples(document, case, times)
+        return held_out_errors(document)
+
+    exact = measure(0.0)
+    assert len(exact) == 3 * sum(case.every_config for case in plan_cases(True))
+    assert np.median(exact) < 0.01
+    assert 0.05 < np.median(measure(0.1)) < 0.15
 
 
 def test_goals_that_are_missed() -> None:
