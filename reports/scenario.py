@@ -17,6 +17,7 @@ from moesim.communication import CommForm
 from moesim.errors import InputError, UsageError
 from moesim.planners.problem import SolverName
 from moesim.planners.registry import PLANNERS
+from moesim.safe_io import read_json, read_yaml
 from moesim.schema import Document
 from moesim.traces.synthetic_spec import PRESETS
 from moesim.workload import Phase
@@ -29,6 +30,7 @@ __all__ = [
     "load_scenario",
     "scenario_ids",
     "scenario_path",
+    "scenario_schema",
 ]
 
 Identifier = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=64)]
@@ -219,6 +221,13 @@ def scenario_path(name: str) -> Path:
     if name not in scenario_ids():
         raise UsageError(f"no scenario {name!r}; known are {', '.join(scenario_ids())}")
     return _folder() / f"{name}.yaml"
+
+
+def scenario_schema(path: str | Path) -> object:
+    """What kind of scenario a file says it is; its own reader refuses what is none."""
+    path = Path(path)
+    data = (read_json if path.suffix == ".json" else read_yaml)(path)
+    return data.get("schema") if isinstance(data, dict) else None
 
 
 def load_scenario(path: str | Path) -> Scenario:

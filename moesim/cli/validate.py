@@ -11,6 +11,7 @@ from moesim.cli.console import Console, JsonOption, OutOption, QuietOption, Seed
 from moesim.errors import ToleranceError, UsageError
 
 if TYPE_CHECKING:
+    from moesim.reports.offload_papers import OffloadPaper
     from moesim.reports.papers import PaperResult, PlannerGain
 
 __all__ = ["app"]
@@ -45,14 +46,22 @@ def papers(
     Exit code 6 if a prediction is outside its tolerance.
     """
     import moesim
+    from moesim.reports.offload_papers import run_offload_scenario
+    from moesim.reports.offload_scenario import OffloadScenario
     from moesim.reports.papers import run_scenario
+    from moesim.reports.scenario import scenario_schema
     from moesim.reports.validation import summarise
     from moesim.safe_io import write_json
 
     console = Console(as_json=as_json, quiet=quiet)
     paths = _scenario_files(only, data)
     with console.progress("validating") as say:
-        results = [run_scenario(path, seed=seed, say=say) for path in paths]
+        results = [
+            run_offload_scenario(path, seed=seed, say=say)
+            if scenario_schema(path) == OffloadScenario.schema_id
+            else run_scenario(path, seed=seed, say=say)
+            for path in paths
+        ]
     rows = [row for result in results for row in result.rows]
     outside = [row.id for row in rows if row.ok is False]
     found: dict[str, Any] = {
@@ -91,7 +100,19 @@ def _scenario_files(only: str | None, data: Path | None) -> list[Path]:
     return [scenario_path(name) for name in dict.fromkeys(names)]
 
 
-def _scenario_json(result: PaperResult) -> dict[str, Any]:
+def _scenario_json(result: PaperResult | OffloadPaper) -> dict[str, Any]:
+    from moesim.reports.offload_papers import OffloadPaper
+
+    if isinstance(result, OffloadPaper):
+        of = result.scenario
+        return {
+            "id": of.id,
+            "title": of.title,
+            "source": of.source.to_dict(),
+            "hardware": of.hardware,
+            "tolerance_reason": of.tolerance_reason,
+            "assumptions": {item.id: item.text for item in of.assumptions},
+        }
     scenario = result.scenario
     return {
         "id": scenario.id,
@@ -133,7 +154,7 @@ def _gain_json(gain: PlannerGain) -> dict[str, Any]:
     }
 
 
-def _show(results: list[PaperResult], found: dict[str, Any]) -> None:
+def _show(results: list[PaperResult | OffloadPaper], found: dict[str, Any]) -> None:
     from rich.console import Console as RichConsole
 
     from moesim.cli.validate_terminal import show_papers

@@ -9,12 +9,14 @@ from rich import box
 from rich.table import Table
 
 from moesim.cli.words import Words
+from moesim.reports import papers
 from moesim.reports.scenario import Metric
 from moesim.reports.text import NOTHING, percent
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from moesim.reports.offload_papers import OffloadPaper
     from moesim.reports.papers import PaperResult
     from moesim.reports.validation import ValidationRow
 
@@ -43,7 +45,7 @@ _SHORT = {
 
 
 def show_papers(
-    results: Sequence[PaperResult],
+    results: Sequence[PaperResult | OffloadPaper],
     summary: Mapping[str, Any],
     files: Mapping[str, str],
     console: Console,
@@ -58,37 +60,12 @@ def show_papers(
     """
     words = Words(console)
     for result in results:
-        scenario = result.scenario
-        console.print(words.paragraph(scenario.title, "bold"))
-        console.print(words.paragraph(f"{scenario.source.authors}, {scenario.source.url}"))
-        console.print(
-            words.paragraph(
-                f"Reduction against {scenario.baseline}, planner {scenario.planner}, "
-                f"communication {scenario.comm}; mean over {scenario.workload.seeds} synthetic "
-                f"traces (preset {scenario.workload.preset}), so evidence: assumed."
-            )
-        )
-        for setup in scenario.setups:
-            console.print()
-            console.print(words.paragraph(setup.title, "bold"))
-            console.print(_figures(result, setup.id, words))
-            console.print(words.paragraph("All planners on the first trace:"))
-            console.print(_planners(result, setup.id, words))
-        console.print(words.paragraph(f"Tolerance: {scenario.tolerance_reason}."))
-        for figure, row in zip(scenario.figures, result.rows, strict=True):
-            if figure.not_covered:
-                console.print(words.paragraph(f"{row.id}: {row.note}.", _QUIET))
-        if result.sensitivity and scenario.sensitivity is not None:
-            console.print()
-            console.print(
-                words.paragraph(
-                    f"{scenario.planner} on other data ({scenario.sensitivity.setup}, one trace "
-                    f"each; balance is mean/max load of {scenario.baseline}):"
-                )
-            )
-            console.print(_sensitivity(result, words))
+        if isinstance(result, papers.PaperResult):
+            _show_placement(result, words, console)
+        else:
+            _show_offload(result, words, console)
         console.print(words.paragraph("Assumptions", "bold"))
-        for item in scenario.assumptions:
+        for item in result.scenario.assumptions:
             console.print(words.paragraph(f"{item.id}: {item.text}"))
         console.print()
     inside, covered = summary["ok"], summary["covered"]
@@ -101,6 +78,61 @@ def show_papers(
     )
     for name, path in files.items():
         console.print(words(f"{name}  {path}"), soft_wrap=True)
+
+
+def _show_placement(result: PaperResult, words: Words, console: Console) -> None:
+    scenario = result.scenario
+    console.print(words.paragraph(scenario.title, "bold"))
+    console.print(words.paragraph(f"{scenario.source.authors}, {scenario.source.url}"))
+    console.print(
+        words.paragraph(
+            f"Reduction against {scenario.baseline}, planner {scenario.planner}, "
+            f"communication {scenario.comm}; mean over {scenario.workload.seeds} synthetic "
+            f"traces (preset {scenario.workload.preset}), so evidence: assumed."
+        )
+    )
+    for setup in scenario.setups:
+        console.print()
+        console.print(words.paragraph(setup.title, "bold"))
+        console.print(_figures(result, setup.id, words))
+        console.print(words.paragraph("All planners on the first trace:"))
+        console.print(_planners(result, setup.id, words))
+    console.print(words.paragraph(f"Tolerance: {scenario.tolerance_reason}."))
+    for figure, row in zip(scenario.figures, result.rows, strict=True):
+        if figure.not_covered:
+            console.print(words.paragraph(f"{row.id}: {row.note}.", _QUIET))
+    if result.sensitivity and scenario.sensitivity is not None:
+        console.print()
+        console.print(
+            words.paragraph(
+                f"{scenario.planner} on other data ({scenario.sensitivity.setup}, one trace "
+                f"each; balance is mean/max load of {scenario.baseline}):"
+            )
+        )
+        console.print(_sensitivity(result, words))
+
+
+def _show_offload(result: OffloadPaper, words: Words, console: Console) -> None:
+    scenario = result.scenario
+    console.print(words.paragraph(scenario.title, "bold"))
+    console.print(words.paragraph(f"{scenario.source.authors}, {scenario.source.url}"))
+    console.print(words.paragraph(f"On {scenario.hardware}; routing is made up: assumed."))
+    table = _table(words, "figure", ["published", "predicted", "error", "tolerance", "verdict"])
+    for row in result.rows:
+        verdict, style = _verdict(row)
+        table.add_row(
+            words(row.id.partition(":")[2]),
+            words(f"{row.reference:.3g}"),
+            words(NOTHING if row.predicted is None else f"{row.predicted:.3g}"),
+            words(NOTHING if row.error is None else f"{100 * row.error:+.1f} %"),
+            words(f"{100 * row.tolerance:g} %"),
+            words(verdict, style),
+        )
+    console.print(table)
+    console.print(words.paragraph(f"Tolerance: {scenario.tolerance_reason}."))
+    for row in result.rows:
+        if row.predicted is None or "set-ups" in row.note:
+            console.print(words.paragraph(f"{row.id}: {row.note}.", _QUIET))
 
 
 def _table(words: Words, first: str, columns: Sequence[str]) -> Table:

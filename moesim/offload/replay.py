@@ -22,6 +22,7 @@ from moesim.offload.schedules import (
     CPU,
     GPU,
     LINK,
+    ON_CPU,
     SCHEDULES,
     Answer,
     Costs,
@@ -85,6 +86,10 @@ class Plan:
         impact: Order prefetches by the time that each would save (HybriMoE).
         narrow: [S] bool, steps in which experts with fewer tokens than the mean of the active
             ones travel in the narrow format (Fate); those are not kept.
+        fill: Experts that the CPU computed are copied too while the link is idle, if they score
+            higher than what they replace (a cache beside a split schedule).
+        prefill: [S] bool, steps that take ``prefill_schedule`` instead, if there is one.
+        prefill_schedule: See ``prefill``.
         host: [L, E] bool, what is in host memory at the start; everything if None. What is read
             from the disk takes the place of the expert of least score.
     """
@@ -98,6 +103,9 @@ class Plan:
     lookahead: int = 1
     impact: bool = False
     narrow: np.ndarray | None = None
+    fill: bool = False
+    prefill: np.ndarray | None = None
+    prefill_schedule: str | None = None
     host: np.ndarray | None = None
 
 
@@ -146,12 +154,15 @@ def replay(tokens: np.ndarray, plan: Plan, timing: Timing) -> Replay:
     counts = np.zeros((steps, len(COUNTED)), np.int64)
     place = np.full(tokens.shape, 255, np.uint8)
     shape = (layers, experts)
+    which = np.full(steps, SCHEDULES[plan.schedule])
+    if plan.prefill is not None and plan.prefill_schedule is not None:
+        which[plan.prefill] = SCHEDULES[plan.prefill_schedule]
     memory = _Memory(
         plan.resident.copy(), np.zeros(shape), np.zeros(shape, bool), host.copy(),
         plan.slots.astype(np.int64), host.sum(axis=1), np.zeros(3),
     )  # fmt: skip
     rules = _Rules(
-        SCHEDULES[plan.schedule], plan.admit, plan.lookahead, plan.impact,
+        which, plan.admit, plan.fill, plan.lookahead, plan.impact,
         np.ascontiguousarray(plan.scores, np.float64), predicted.astype(np.int64), narrow,
         timing.copy_s, timing.copy_narrow_s, timing.read_s, timing.other_s,
     )  # fmt: skip
@@ -186,8 +197,9 @@ def time_of_hits(
 class _Rules(NamedTuple):
     """Of :class:`Plan` and :class:`Timing`, what the loops read."""
 
-    schedule: int
+    schedule: np.ndarray
     admit: bool
+    fill: bool
     lookahead: int
     impact: bool
     scores: np.ndarray
@@ -248,7 +260,7 @@ def _replay(
             known = clocks[_NOW]
             work = _work(step, layer, active, load, rules, memory, record)
             answer = new_answer(size)
-            schedule(rules.schedule, work, costs, answer)
+            schedule(rules.schedule[step], work, costs, answer)
             record.busy_s[step, :3] += answer.busy
             if answer.busy[LINK] > 0:
                 clocks[_LINK_FREE] = known + answer.clocks[LINK]
@@ -257,6 +269,8 @@ def _replay(
             next_step = min(step + (layer + 1) // layers, steps - 1)
             gate = clocks[_NOW] + rules.other_s[next_step]
             begun = _prefetch(step, layer, known, gate, tokens, rules, costs, memory, record)
+            if rules.fill:
+                begun += _fill(step, layer, active, answer, known, gate, rules, memory, record)
             record.counts[step, _PREFETCHES] += begun
         record.step_s[step] = clocks[_NOW] - begin
 
@@ -434,6 +448,41 @@ def _candidates(
 
 
 @compiled
+def _fill(
+    step: int,
+    layer: int,
+    active: np.ndarray,
+    answer: Answer,
+    known: float,
+    gate: float,
+    rules: _Rules,
+    memory: _Memory,
+    record: _Record,
+) -> int:
+    """Copy what the CPU computed into slots, highest score first, until the next gate is known."""
+    held, score, clocks = memory.resident[layer], rules.scores[step + 1, layer], memory.clocks
+    begun = 0
+    for i in heaviest_first(score[active]):
+        expert = active[i]
+        begin = max(clocks[_LINK_FREE], known)
+        if answer.place[i] != ON_CPU or held[expert] or begin >= gate:
+            continue
+        least = np.inf
+        for other in range(held.size):
+            if held[other]:
+                least = min(least, score[other])
+        if held.sum() >= memory.slots[layer] and score[expert] <= least:
+            continue
+        _take(held, memory.slots[layer], score, expert)
+        clocks[_LINK_FREE] = begin + rules.copy_s
+        record.busy_s[step, LINK] += rules.copy_s
+        memory.landed[layer, expert] = clocks[_LINK_FREE]
+        memory.fetched[layer, expert] = False
+        begun += 1
+    return begun
+
+
+@compiled
 def _make_room(held: np.ndarray, slots: int, score: np.ndarray, keep: np.ndarray) -> bool:
     """Free a slot, but not one whose expert is expected itself; False if there is none."""
     if held.sum() < slots:
@@ -480,7 +529,7 @@ def _expected_s(
         ready[i] = 0.0 if there else np.inf
     answer = new_answer(size)
     work = Work(load, ready, np.zeros(size), np.full(size, rules.copy_s), 0.0)
-    schedule(rules.schedule, work, costs, answer)
+    schedule(rules.schedule[step], work, costs, answer)
     return max(answer.clocks[GPU], answer.clocks[CPU])
 
 

@@ -50,6 +50,8 @@ class System:
         lookahead: Layers that are prefetched for, at most what the predictor sees.
         impact: Order prefetches by the time that each saves.
         narrow_prefill: Unpopular experts travel in the narrow format in prefill.
+        fill: Experts that the CPU computed are copied into slots while the link is idle.
+        prefill_schedule: The schedule of prefill steps, if it is another one.
     """
 
     name: str
@@ -63,6 +65,8 @@ class System:
     lookahead: int = 1
     impact: bool = False
     narrow_prefill: bool = False
+    fill: bool = False
+    prefill_schedule: str | None = None
 
 
 _LIST = (
@@ -79,13 +83,15 @@ _LIST = (
         "kTransformers, static map by frequency", "split", "static",
     ),
     System(
-        "layer-split", "all experts of the first layers on the GPU, the other layers on the CPU",
+        "layer-split", "all experts of the first layers on the GPU; the other layers on the CPU in "
+        "decode, copied in prefill",
         "the rule files for kTransformers in HybriMoE's code", "split", "static", "layers",
+        prefill_schedule="on-demand",
     ),
     System(
         "hybrimoe", "CPU, GPU and link share every layer; prefetch by impact; MRS cache",
         "HybriMoE (arXiv 2504.05897)", "hybrid", "mrs", predictor="gate-reuse", lookahead=3,
-        impact=True,
+        impact=True, fill=True,
     ),
     System(
         "paths", "prefetch by activation paths, missing experts on demand",
@@ -187,6 +193,9 @@ def make_plan(
         lookahead=min(system.lookahead, layers),
         impact=system.impact,
         narrow=steps.prefill if system.narrow_prefill else None,
+        fill=system.fill,
+        prefill=steps.prefill,
+        prefill_schedule=system.prefill_schedule,
         host=None if host_slots is None or host_slots >= experts else rank < host_slots,
     )
 

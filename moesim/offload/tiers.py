@@ -18,6 +18,7 @@ from moesim.cost import RooflineCost
 from moesim.errors import InputError, UsageError
 from moesim.hardware import Device, load_device, looks_like_file, profiles_folder
 from moesim.operators.cpu_experts import (
+    ELEMENT_BYTES,
     CpuExpertCoefficients,
     CpuExpertProfile,
     ExpertShape,
@@ -249,15 +250,23 @@ def _measured_core() -> CpuExpertCoefficients:
 def _scaled(cpu: Device, cores: int) -> CpuExpertCoefficients:
     """A CPU known from its data sheet, from one measured core.
 
-    Cores are taken to work as fast as the measured one where weights are streamed (a kernel for
-    quantised weights spends on unpacking what it saves on reading), and at a share of their peak
-    where arithmetic limits them. Memory bandwidth caps both (:meth:`Machine.timing`).
+    An expert's weights are streamed once, at the rate that the measured core has with one row; a
+    kernel for quantised weights is taken to spend on unpacking what it saves on reading. Each row
+    adds arithmetic at a share of the CPU's peak: kernels made for experts (llamafile's, AMX) use
+    unpacked weights for several rows, where a matrix library copies them first. So time is linear
+    in the rows, as HybriMoE measured it. Memory bandwidth is a bound beside it.
     """
     core = _measured_core()
+    one_row = 1.0 / core.memory_bytes_per_s + 2.0 / ELEMENT_BYTES[core.dtype] / (
+        core.few_rows_flop_per_s
+    )
     peak = cpu.peak_flop_per_s("fp32") * cores / (cpu.cores.value if cpu.cores else cores)
-    rates = ("memory_bytes_per_s", "few_rows_flop_per_s", "activation_bytes_per_s")
-    scaled = {name: getattr(core, name) * cores for name in rates}
-    pack = None if core.pack_bytes_per_s is None else core.pack_bytes_per_s * cores
     return core.model_copy(
-        update=scaled | {"flop_per_s": peak * CPU_FLOP_SHARE, "pack_bytes_per_s": pack}
+        update={
+            "memory_bytes_per_s": cores / one_row,
+            "few_rows": 0,
+            "flop_per_s": peak * CPU_FLOP_SHARE,
+            "pack_bytes_per_s": None,
+            "overlap_exponent": 1.0,
+        }
     )
