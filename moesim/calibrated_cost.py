@@ -95,6 +95,12 @@ class CalibratedCost:
         """That of the fit: the device's own figures enter only as the unit of the shares."""
         return self.fit.evidence
 
+    def seconds(self, slot_tokens: np.ndarray) -> np.ndarray:
+        """The total of :meth:`time` alone, ``[...]`` for ``[..., s]`` tokens."""
+        tokens = np.asarray(slot_tokens, float)
+        shapes = self._shapes(tokens.reshape(-1, tokens.shape[-1]))
+        return moe_time_s(shapes, self.device, self.fit.coefficients).reshape(tokens.shape[:-1])
+
     def time(self, slot_tokens: np.ndarray) -> ExpertTime:
         """See :meth:`moesim.cost.ExpertCost.time`."""
         tokens = np.asarray(slot_tokens, float)

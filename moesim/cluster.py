@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -152,6 +152,7 @@ def load_cluster(name_or_file: str | Path) -> Cluster:
     return _from_short_name(name)
 
 
+@lru_cache(maxsize=64)
 def _from_short_name(name: str) -> Cluster:
     shown = name if len(name) <= 60 else name[:59] + "…"
     match = re.fullmatch(r"(?:([0-9]{1,9})x)?([0-9]{1,9})x([^0-9].*)", name)

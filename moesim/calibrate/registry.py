@@ -34,6 +34,7 @@ CALIBRATED = {
     "deepep_low_latency": "moesim.calibrate.fit_comm:COMM",
     "moe_all_to_all": "moesim.calibrate.fit_comm:COMM",
     "trtllm_alltoall": "moesim.calibrate.fit_comm:COMM",
+    "scale_matrix": "moesim.calibrate.fit_elementwise:ElementwiseOperator",
     "cpu_experts": "moesim.calibrate.fit_cpu:CpuExperts",
 }
 """Where each operator's class, or the operators that it is one of, lie; imported when asked for."""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from moesim.errors import InputError
+from moesim.fitted_costs import ENGINES
 from moesim.forward.machine import Machine
 from moesim.forward.price import Price, prices_of
-from moesim.forward.work import AttentionWork, GemmWork, Op
+from moesim.forward.work import AttentionWork, GemmWork, MoveWork, Op
 from moesim.operators.attention import (
     ELEMENT_BYTES,
     AttentionCalls,
@@ -22,7 +24,11 @@ from moesim.operators.attention import (
 )
 from moesim.operators.shipped import find_fit
 
-__all__ = ["price_attention", "price_gemms"]
+__all__ = ["price_attention", "price_gemms", "price_moves"]
+
+
+MOVE_KERNEL = "torch_ops"
+"""The plain kernel among those measured; engines' own conversions do more than move."""
 
 
 def price_gemms(ops: Sequence[Op], machine: Machine) -> list[Price | None]:
@@ -86,6 +92,24 @@ def _attention_fit(work: AttentionWork, machine: Machine) -> Any:
     else:
         variant, operator = prefill_variant(work.window_tokens), "context_attention"
     return find_fit(operator, machine.device, variant=variant, head_dim=work.key_dim, **named)
+
+
+def price_moves(ops: Sequence[Op], machine: Machine) -> list[Price | None]:
+    """Prices of element-by-element calls.
+
+    The kernel that was measured stands for all of the kind; how far they differ is taken from how
+    far the engines' kernels for the same conversion do.
+    """
+    works = [op.work for op in ops if isinstance(op.work, MoveWork)]
+    try:
+        fit = find_fit("scale_matrix", machine.device, kernel=MOVE_KERNEL)
+        others = [find_fit("scale_matrix", machine.device, engine=engine) for engine in ENGINES]
+    except InputError:
+        return [None] * len(works)
+    moved, kernels = np.array([(work.bytes, work.kernels) for work in works], float).T
+    found = fit.time(moved, kernels)
+    times = np.stack([found.lo_s, found.hi_s, *(o.time(moved, kernels).time_s for o in others)])
+    return prices_of(replace(found, lo_s=times.min(axis=0), hi_s=times.max(axis=0)), fit)
 
 
 def _calls(work: AttentionWork) -> AttentionCalls:

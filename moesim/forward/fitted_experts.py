@@ -33,6 +33,6 @@ def _price(work: ExpertWork, machine: Machine) -> Price | None:
         devices=work.slot_tokens.shape[1] if work.sees_group else 1,
         top_k=work.top_k,
     )
-    seconds = float(cost.time(work.slot_tokens).total_s.max(axis=-1).mean())
+    seconds = float(cost.seconds(work.slot_tokens).max(axis=-1).mean())
     low, high = cost.interval(seconds, work.group_tokens)
     return Price(seconds, seconds * low, seconds * high, cost.evidence, cost.name)

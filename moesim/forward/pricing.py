@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from moesim.forward.fitted_communication import price_collectives, price_transfers
-from moesim.forward.fitted_dense import price_attention, price_gemms
+from moesim.forward.fitted_dense import price_attention, price_gemms, price_moves
 from moesim.forward.fitted_experts import price_experts
 from moesim.forward.machine import Machine
 from moesim.forward.price import Price
@@ -27,6 +27,7 @@ FITTED: dict[OperatorName, Pricer] = {
     "experts": price_experts,
     "collective": price_collectives,
     "dispatch": price_transfers,
+    "small": price_moves,
 }
 
 

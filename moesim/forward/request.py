@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from moesim.forward.formats import choose_formats
 from moesim.forward.layout import Dispatch, Layout, StepLoad
 from moesim.forward.machine import Machine
 from moesim.forward.simulate import ForwardStep, simulate_step
+from moesim.hardware import looks_like_file
 from moesim.model import ModelSpec, load_model
 from moesim.placement import Placement, read_plan
 from moesim.traces.bundle import open_trace
@@ -86,8 +88,9 @@ def run_request(request: StepRequest) -> ForwardStep:
         InfeasibleError: If a device's memory does not hold the step.
     """
     _check(request)
-    model, cluster = load_model(request.model), load_cluster(request.cluster)
-    machine = Machine(cluster, request.engine, request.cost)
+    model = load_model(request.model)
+    machine = _machine(request)
+    cluster = machine.cluster
     spans = cluster.device.scale_up is not None and cluster.device.scale_up.spans_nodes
     layout = Layout.complete(
         cluster.devices,
@@ -113,6 +116,18 @@ def run_request(request: StepRequest) -> ForwardStep:
         return simulate_step(model, machine, layout, load, formats, routing, seed=request.seed)
     slots = _from_trace(request, request.trace, model, layout, load)
     return simulate_step(model, machine, layout, load, formats, slots)
+
+
+def _machine(request: StepRequest) -> Machine:
+    """The cluster under its engine; those of bundled devices are kept."""
+    if looks_like_file(request.cluster):
+        return Machine(load_cluster(request.cluster), request.engine, request.cost)
+    return _known_machine(request.cluster, request.engine, request.cost)
+
+
+@lru_cache(maxsize=64)
+def _known_machine(cluster: str, engine: Engine, cost: CostModel) -> Machine:
+    return Machine(load_cluster(cluster), engine, cost)
 
 
 def _check(request: StepRequest) -> None:

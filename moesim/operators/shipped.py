@@ -42,6 +42,7 @@ KINDS: Mapping[str, str] = {
     "deepep_low_latency": "moesim.operators.comm_fits:DeepEpFit",
     "moe_all_to_all": "moesim.operators.comm_fits:DeepEpFit",
     "trtllm_alltoall": "moesim.operators.comm_fits:NvlinkAllToAllFit",
+    "scale_matrix": "moesim.operators.elementwise:ElementwiseKernel",
 }
 """By operator, where the document of its fits lies; imported when asked for."""
 
