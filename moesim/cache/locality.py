@@ -29,6 +29,10 @@ from moesim.traces.sequences import Sequences, trace_sequences
 
 __all__ = ["Interval", "LocalityOptions", "TraceLocality", "bootstrap", "locality", "sample_rates"]
 
+_LAYER_LEVEL_ACCESSES = 2**24
+_MODEL_LEVEL_ACCESSES = 2**22
+"""What is replayed where no stride is given: some seconds for the usual windows and ratios."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LocalityOptions:
@@ -40,7 +44,8 @@ class LocalityOptions:
         policies: Replayed beside the oracle, at layer level.
         setting: Contract, cold convention and length of the samples; the scope, the batch and the
             reset before every sample are fixed.
-        layer_stride: At layer level, SCH and policies take every so-manieth sample of a domain.
+        layer_stride: At layer level, SCH and policies take every so-manieth sample of a domain; 0
+            for as few left out as a trace of its size allows in seconds.
         model_stride: The same at model level.
         bootstraps: Resamples of the samples for an interval of 95 %; 0 for none.
         seed: Of the resamples.
@@ -50,8 +55,8 @@ class LocalityOptions:
     ratios: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0)
     policies: tuple[str, ...] = ("lru", "lfu", "belady")
     setting: CacheSetting = PUBLISHED
-    layer_stride: int = 1
-    model_stride: int = 1
+    layer_stride: int = 0
+    model_stride: int = 0
     bootstraps: int = 0
     seed: int = 0
 
@@ -60,10 +65,22 @@ class LocalityOptions:
             raise UsageError(f"windows must be at least 1 token long; found {list(self.windows)}")
         if not self.ratios or not all(0 < ratio < 1e6 for ratio in self.ratios):
             raise UsageError(f"ratios must be positive; found {list(self.ratios)}")
-        if min(self.layer_stride, self.model_stride) < 1 or self.bootstraps < 0:
-            raise UsageError("strides must be at least 1, and bootstraps at least 0")
+        if min(self.layer_stride, self.model_stride, self.bootstraps) < 0:
+            raise UsageError("strides and bootstraps must be at least 0")
         for policy in self.policies:
             find_policy(policy)  # refuse before the trace is read, not after
+
+    def with_strides(self, assignments: int) -> LocalityOptions:
+        """The same, with strides in place of 0.
+
+        Args:
+            assignments: Token assignments of the trace, T · L · K.
+        """
+        return replace(
+            self,
+            layer_stride=self.layer_stride or -(-assignments // _LAYER_LEVEL_ACCESSES),
+            model_stride=self.model_stride or -(-assignments // _MODEL_LEVEL_ACCESSES),
+        )
 
     def slots(self, used: int, objects: int) -> np.ndarray:
         """[Z] slots of a cache for tokens that use so many experts."""
@@ -84,7 +101,7 @@ class TraceLocality:
     """Measures of one trace; rates are fractions, NaN where no sample is long enough.
 
     Attributes:
-        options: What was asked.
+        options: What was asked, with the strides that were taken.
         samples: R.
         domains: [D] names; empty if the trace has none.
         srp: [W] of the whole model.
@@ -132,12 +149,10 @@ def locality(
         InputError: If the trace is not sound.
         UsageError: If an option makes no sense for it.
     """
-    options = options or LocalityOptions()
+    options = (options or LocalityOptions()).with_strides(trace.routing.size)
     setting = replace(options.setting, scope="per-layer", batch=1, reset="sequence")
     sequences = trace_sequences(trace, setting.sample_tokens)
-    domain = np.zeros(sequences.count, np.int64)
-    if sequences.domain is not None:
-        domain = sequences.domain.astype(np.int64)
+    domain = _domain_of(sequences)
     names = sequences.domains or ("all",)
     manifest = trace.manifest
     on_step("SRP")
@@ -157,7 +172,7 @@ def locality(
         layer_rates.append(_mean(rates, axis=1))
 
     part = _every(sequences, domain, options.model_stride)
-    rows = domain if part is sequences else _domain_of(part, sequences.count)
+    rows = domain if part is sequences else _domain_of(part)
     used = manifest.top_k * manifest.layers
     model_slots = options.slots(used, manifest.experts * manifest.layers)
     model_setting = replace(setting, scope="pooled-token")
@@ -283,8 +298,11 @@ def _every(sequences: Sequences, domain: np.ndarray, stride: int) -> Sequences:
     return sequences.select(chosen)
 
 
-def _domain_of(sequences: Sequences, count: int) -> np.ndarray:
-    return np.zeros(count, np.int64) if sequences.domain is None else sequences.domain
+def _domain_of(sequences: Sequences) -> np.ndarray:
+    """[R] int64; without domains, all are in the first."""
+    if sequences.domain is None:
+        return np.zeros(sequences.count, np.int64)
+    return sequences.domain.astype(np.int64)
 
 
 def _mean(rates: np.ndarray, axis: int) -> np.ndarray:

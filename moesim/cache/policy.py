@@ -58,7 +58,12 @@ class StackPolicy(Policy):
 
     Then one number per access, the smallest size at which it hits, says all about every size
     (Mattson et al., Evaluation techniques for storage hierarchies, 1970).
+
+    Attributes:
+        replays_one_size: Whether :meth:`hits` replays a single size of a large cache faster.
     """
+
+    replays_one_size: ClassVar[bool] = False
 
     @abstractmethod
     def depths(self, accesses: Accesses, *, atomic: bool) -> np.ndarray:
@@ -72,6 +77,15 @@ class StackPolicy(Policy):
             [N] uint16, 1 … objects; any number for the first access to an expert after a reset,
             which the caller replaces.
         """
+
+    def hits(self, accesses: Accesses, *, atomic: bool, slots: int) -> np.ndarray | None:
+        """Which accesses hit at one size, where that is faster to replay by itself.
+
+        Returns:
+            [N] bool, anything for the first access to an expert after a reset; None where
+            :meth:`depths` is as fast.
+        """
+        return None
 
 
 class SizedPolicy(Policy):

@@ -30,6 +30,9 @@ __all__ = [
     "segment_hits",
 ]
 
+_ONE_SIZE_OBJECTS = 64
+"""A stack of all sizes takes as long as one replay of one size per so many objects."""
+
 
 @dataclass(frozen=True)
 class HitCurve:
@@ -185,13 +188,14 @@ def segment_hits(
     """
     policy, segments = find_policy(policy), accesses.segments
     hits = np.zeros((len(segments) - 1, len(slots)), np.int64)
-    if isinstance(policy, StackPolicy):
+    few = len(slots) * _ONE_SIZE_OBJECTS < accesses.objects
+    if isinstance(policy, StackPolicy) and not (few and policy.replays_one_size):
         wanted = np.minimum(slots, accesses.objects)
         _segment_hits(depths(accesses, policy, setting), segments, accesses.objects, wanted, hits)
-    else:
-        for column, size in enumerate(slots):
-            total = np.cumsum(replay(accesses, policy, int(size), setting), dtype=np.int64)
-            hits[:, column] = np.diff(np.concatenate([[0], total])[segments])
+        return hits
+    for column, size in enumerate(slots):
+        total = np.cumsum(replay(accesses, policy, int(size), setting), dtype=np.int64)
+        hits[:, column] = np.diff(np.concatenate([[0], total])[segments])
     return hits
 
 
@@ -217,14 +221,18 @@ def replay(
         return np.zeros(accesses.count, bool)
     slots = min(slots, accesses.objects)
     if isinstance(policy, StackPolicy):
-        depth = depths(accesses, policy, setting)
-        return (depth > 0) & (depth <= slots)
-    assert isinstance(policy, SizedPolicy)  # noqa: S101  for the type checker
-    hits = policy.hits(accesses, atomic=setting.atomic, slots=slots)
-    if not policy.preloaded and setting.cold == "hit":
+        found = policy.hits(accesses, atomic=setting.atomic, slots=slots)
+        if found is None:
+            depth = depths(accesses, policy, setting)
+            return (depth > 0) & (depth <= slots)
+    else:
+        assert isinstance(policy, SizedPolicy)  # noqa: S101  for the type checker
+        found = policy.hits(accesses, atomic=setting.atomic, slots=slots)
+    if not policy.preloaded:
         first = first_touches(accesses)
-        hits[first] = _order_in_segment(first, accesses) <= slots
-    return hits
+        warm = setting.cold == "hit"
+        found[first] = _order_in_segment(first, accesses) <= slots if warm else False
+    return found
 
 
 def depths(accesses: Accesses, policy: StackPolicy, setting: CacheSetting) -> np.ndarray:

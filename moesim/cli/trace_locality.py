@@ -42,11 +42,16 @@ def locality(
     ] = "hit",
     layer_stride: Annotated[
         int,
-        typer.Option(min=1, help="Layer level takes every n-th sample (the paper's code: 16)."),
-    ] = 1,
+        typer.Option(
+            min=0,
+            help="SCH and policies of layers take every n-th sample (the paper's code: 16); 0: "
+            "all of up to 16 M accesses.",
+        ),
+    ] = 0,
     model_stride: Annotated[
-        int, typer.Option(min=1, help="Model level takes every n-th sample.")
-    ] = 1,
+        int,
+        typer.Option(min=0, help="The same for SCH of the model; 0: all of up to 4 M accesses."),
+    ] = 0,
     bootstraps: Annotated[
         int, typer.Option(min=0, help="Resamples for 95 % intervals (the paper's code: 1000).")
     ] = 0,
@@ -177,6 +182,7 @@ def _text(manifest: TraceManifest, found: TraceLocality) -> str:
         f"top-{manifest.top_k}; {found.samples} samples of at most {setting.sample_tokens} tokens",
         f"replay {setting.contract}, first access to an expert counts as a {setting.cold}, cache "
         "emptied before every sample",
+        *_strides(found),
         "",
         f"{'whole model':<16} {'SRP':>6} {'ratio':>6}  SCH{heads[3:]}",
     ]
@@ -215,6 +221,14 @@ def _text(manifest: TraceManifest, found: TraceLocality) -> str:
         "for the whole model and domains, all layers share their slots.",
     ]
     return "\n".join(lines)
+
+
+def _strides(found: TraceLocality) -> list[str]:
+    """What is left out, if anything is."""
+    layer, model = found.options.layer_stride, found.options.model_stride
+    if layer == model == 1:
+        return []
+    return [f"replayed: 1 of {layer} samples at layer level, 1 of {model} at model level"]
 
 
 def _row(name: str, srp: float, ratio: float, rates: Any) -> str:

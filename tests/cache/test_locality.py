@@ -10,7 +10,7 @@ import pytest
 from moesim.cache.accesses import cache_accesses
 from moesim.cache.locality import LocalityOptions, bootstrap, locality, sample_rates
 from moesim.cache.policies.sch import SCH
-from moesim.cache.replay import hit_curve
+from moesim.cache.replay import depths, hit_curve, replay, segment_hits
 from moesim.cache.setting import PUBLISHED, CacheSetting
 from moesim.traces.bundle import open_trace, sample_path
 from moesim.traces.sequences import trace_sequences
@@ -153,3 +153,34 @@ def test_the_cache_of_the_verb_can_be_replayed_access_by_access():
     assert layer.events == 90
     rates = sample_rates(trace, SCH(4), np.array([4]), SETTING, trace_sequences(trace, 20))
     assert found.sch_layers[0, :, 0] == pytest.approx(rates[:, :, 0].mean(axis=1))
+
+
+def test_strides_without_domains():
+    options = LocalityOptions(windows=(4,), setting=SETTING, layer_stride=2, model_stride=3)
+    found = locality(make_trace(), options)
+    assert not np.isnan(found.sch).any()
+    assert found.options.model_stride == 3
+
+
+def test_strides_follow_from_the_size_of_the_trace():
+    options = LocalityOptions(model_stride=3).with_strides(2**26)
+    assert (options.layer_stride, options.model_stride) == (4, 3)
+    options = LocalityOptions().with_strides(2**23)
+    assert (options.layer_stride, options.model_stride) == (1, 2)
+
+
+@pytest.mark.parametrize("contract", ["event-atomic", "sequential"])
+def test_one_size_of_the_oracle_agrees_with_the_stack_of_all(contract):
+    """A pooled cache of many experts is replayed size by size."""
+    rng = np.random.default_rng(6)
+    trace = in_memory(local_routing(rng, layers=8, tokens=80, experts=70, top_k=6), 70)
+    setting = CacheSetting(
+        scope="pooled", contract=contract, reset="sequence", sample_tokens=30, cold="hit"
+    )
+    (accesses,) = cache_accesses(trace, setting)
+    depth = depths(accesses, SCH(5), setting)
+    for slots in (1, 6, 48, 100, 560):
+        assert SCH(5).hits(accesses, atomic=True, slots=slots) is not None
+        assert (replay(accesses, SCH(5), slots, setting) == (depth <= slots)).all()
+    rates = segment_hits(accesses, SCH(5), np.array([48, 100]), setting)
+    assert rates.sum(axis=0).tolist() == [(depth <= 48).sum(), (depth <= 100).sum()]
