@@ -297,14 +297,14 @@ COMM = (
         "deepep_normal",
         DeepEpFit,
         (*_TABLE, "kernel", "mode", "phase"),
-        ("phase", "nodes"),
+        ("phase",),
         *_NORMAL,
     ),
     CommOperator(
         "deepep_low_latency",
         DeepEpFit,
         (*_TABLE, "kernel", "mode", "phase"),
-        ("phase", "nodes"),
+        ("phase",),
         *_LOW_LATENCY,
     ),
     CommOperator(

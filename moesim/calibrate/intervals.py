@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from moesim.extras import require
+
 __all__ = ["LEVEL", "Interval", "either_way", "leave_fold_out"]
 
 LEVEL = 0.8
@@ -33,6 +35,8 @@ def leave_fold_out(
     log_residual: np.ndarray,
     residual_fold: np.ndarray,
     regimes: Mapping[str, np.ndarray],
+    *,
+    few_folds: bool = False,
 ) -> Interval:
     """Interval of each row from residuals of its regime, those of its own fold left out.
 
@@ -42,6 +46,8 @@ def leave_fold_out(
         log_residual: ``[rows]`` log of measured over predicted on held-out rows; NaN for none.
         residual_fold: ``[rows]`` the fold that each residual is of.
         regimes: Codes ``[rows]`` of each division, the finest first.
+        few_folds: The folds are few and each is unlike the others (systems, versions, numbers of
+            nodes): see :func:`_random_effects`.
     """
     divisions = [*regimes.values(), np.zeros(len(fold), np.int64)]
     known = np.isfinite(log_residual)
@@ -53,7 +59,11 @@ def leave_fold_out(
             open_ = own & np.isnan(low)
             if not open_.any():
                 break
-            quantiles = _quantiles(codes, np.flatnonzero(usable), log_residual)
+            rows = np.flatnonzero(usable)
+            if few_folds:
+                quantiles = _random_effects(codes, rows, log_residual, residual_fold)
+            else:
+                quantiles = _quantiles(codes, rows, log_residual)
             low[open_], high[open_] = quantiles[codes[open_]].T
         # Nothing else was held out in any regime: no interval but the point itself.
         rest = own & np.isnan(low)
@@ -90,6 +100,34 @@ def either_way(
     # Nothing at all was held out: no interval but the point itself.
     ratio = np.exp(np.nan_to_num(width))
     return Interval(predicted_s / ratio, predicted_s * ratio)
+
+
+def _random_effects(
+    codes: np.ndarray, rows: np.ndarray, values: np.ndarray, folds: np.ndarray
+) -> np.ndarray:
+    """Ends of the interval of a new fold by code, ``[codes, 2]``; NaN if there are few rows.
+
+    A new fold is off by something of its own, as each of the G others was, besides the spread
+    within folds: half the width is hypot(t · RMS of the folds' medians, spread), with t the 90th
+    percentile of Student's distribution with G degrees of freedom (the random-effects prediction
+    interval of Higgins, Thompson and Spiegelhalter, J. R. Stat. Soc. A 172, 2009, its mean known
+    to be 0). In which direction a new fold will be off, the others do not tell.
+    """
+    stats = require("scipy.stats", "measured", "intervals")
+    result = np.full((int(codes.max()) + 1, 2), np.nan)
+    for code in np.unique(codes[rows]):
+        own = rows[codes[rows] == code]
+        if len(own) < MIN_RESIDUALS:
+            continue
+        numbers = np.unique(folds[own])
+        parts = [values[own[folds[own] == number]] for number in numbers]
+        medians = np.array([np.median(part) for part in parts])
+        inside = np.concatenate([part - np.median(part) for part in parts])
+        t = stats.t.ppf((1 + LEVEL) / 2, len(numbers))
+        between = t * np.sqrt((medians**2).mean())
+        half = np.hypot(between, np.quantile(np.abs(inside), LEVEL))
+        result[code] = -half, half
+    return result
 
 
 def _quantiles(codes: np.ndarray, rows: np.ndarray, values: np.ndarray) -> np.ndarray:

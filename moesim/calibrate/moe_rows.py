@@ -53,6 +53,12 @@ class MoeTable:
             MoeKernel(*(labels[name][self.frame[name][row]] for name in GROUP)) for row in first
         )
 
+    def take(self, rows: np.ndarray) -> MoeTable:
+        """Some of the rows."""
+        frame = self.frame.take(rows)
+        layers = self.layers(rows)
+        return MoeTable(frame, self.report, *layers, frame.groups(GROUP))
+
     def layers(self, rows: np.ndarray) -> tuple[MoeShapes, MoeDevice]:
         """What the physics needs of some rows."""
         return self.shapes.take(rows), take_device(self.device, rows)

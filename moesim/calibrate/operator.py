@@ -20,6 +20,8 @@ from moesim.schema import Document
 __all__ = ["CalibratedOperator", "Evaluation", "Table", "evaluate"]
 
 TRANSFER_SPLITS = ("leave-system-out", "leave-version-out")
+FEW_FOLDS = ("leave-system-out", "leave-version-out", "leave-nodes-out")
+"""Splits whose folds are few, and each unlike the others."""
 INNER_FOLDS = 2
 """Parts that the rows of a single fit are cut into, to get held-out residuals out of them."""
 
@@ -161,16 +163,21 @@ def evaluate(
         for name, codes in operator.regimes(table).items()
     }
     if kind in TRANSFER_SPLITS and hasattr(operator, "transfers"):
-        interval = _transfer_interval(operator, table, kind, folds, predicted, transfer)
+        interval = _transfer_interval(operator, table, kind, parts, predicted, transfer)
     else:
         residuals, residual_fold = predicted.copy(), fold_of.copy()
-        if len(folds) == 1:
-            inner = _inner_predictions(operator, table, folds[0][1], seed)
+        if len(parts) == 1:
+            inner = _inner_predictions(operator, table, parts[0][1], seed)
             seen = np.isfinite(inner)
             residuals[seen], residual_fold[seen] = inner[seen], -2
             residuals[~seen] = np.nan
         interval = leave_fold_out(
-            predicted, fold_of, np.log(measured_s / residuals), residual_fold, regimes
+            predicted,
+            fold_of,
+            np.log(measured_s / residuals),
+            residual_fold,
+            regimes,
+            few_folds=kind in FEW_FOLDS,
         )
     tested = np.isin(fold_of, [i for i, (name, _, _) in enumerate(folds) if name in judged])
     by_fold = {

@@ -21,7 +21,9 @@ __all__ = ["bands", "fitted_operator", "held_out", "write_operator"]
 PARTS = 4
 """Parts that shapes are cut into, each held out in turn, for the residuals behind the bands."""
 MANY_ROWS = 100_000
-"""From so many rows on one half of the shapes is held out once: residuals enough."""
+"""From so many rows on one half of the shapes is held out once, on ``BAND_SYSTEMS`` systems:
+residuals enough. Kernels of other systems take the bands of the same kernel on these."""
+BAND_SYSTEMS = 3
 BANDS = 3
 TRANSFER_ROWS = 20_000
 """Rows of a system that are predicted by the others' fits."""
@@ -73,11 +75,18 @@ def held_out(operator: CalibratedOperator[Any], table: Any) -> np.ndarray:
     parts = 2 if many else PARTS
     part = np.random.default_rng(0).permutation(int(key.max()) + 1)[key] % parts
     predicted = np.full(len(key), np.nan)
+    asked = _most_engines(table.frame) if many else np.ones(len(key), bool)
     for number in range(1 if many else parts):
-        held = part == number
-        if held.any() and not held.all():
-            predicted[held] = operator.predict(table, operator.fit(table, ~held))[held]
+        held, rest = asked & (part == number), asked & (part != number)
+        if held.any() and rest.any():
+            predicted[held] = operator.predict(table, operator.fit(table, rest))[held]
     return predicted
+
+
+def _most_engines(frame: Frame) -> np.ndarray:
+    """Rows of the few systems with the most rows, ``[rows] bool``: those that all engines run on."""
+    counts = np.bincount(frame["system"], minlength=len(frame.labels["system"]))
+    return np.isin(frame["system"], np.argsort(-counts, kind="stable")[:BAND_SYSTEMS])
 
 
 def bands(predicted_s: np.ndarray, measured_s: np.ndarray) -> tuple[Band, ...]:
@@ -123,15 +132,21 @@ def write_operator(path: Path, document: FittedOperator[Any]) -> Path:
 def _with_bands(
     fit: KernelFit, frame: Frame, predicted: np.ndarray, of_all: tuple[Band, ...]
 ) -> KernelFit:
-    """The fit with its own bands, or the operator's where few of its rows were held out."""
+    """The fit with its own bands; where few of its rows were held out, those of the same kernel
+    on all systems, or of all kernels.
+    """
     own = np.isfinite(predicted)
-    for name, value in fit.labels.items():
-        if name in frame.labels:
-            own &= frame.is_label(name, str(value))
-        elif name in frame.columns:
-            own &= frame[name] == value
-    found = bands(predicted[own], frame["latency_s"][own])
-    return fit.model_copy(update={"bands": found or of_all})
+    for place in (False, True):
+        for name, value in fit.labels.items():
+            if (name in ("system", "version")) is not place:
+                continue
+            if name in frame.labels:
+                own = own & frame.is_label(name, str(value))
+            elif name in frame.columns:
+                own = own & (frame[name] == value)
+        nearer = bands(predicted[own], frame["latency_s"][own])
+        of_all = nearer or of_all
+    return fit.model_copy(update={"bands": of_all})
 
 
 def _transfer(

@@ -24,7 +24,13 @@ MOST_FOLDS, DEALT_FOLDS = 32, 8
 """Beyond so many shapes (dense GEMM has 484) they are dealt into a few folds: each then hides an
 eighth of the shapes at once, which asks more of a model than hiding one."""
 
-SPLITS = ("random", "leave-shape-out", "leave-system-out", "leave-version-out")
+SIZE_FOLDS = 4
+"""Folds of sizes: each leaves every fourth size out, so that the neighbours of a size stay."""
+
+SPLITS = (
+    *("random", "leave-shape-out", "leave-system-out", "leave-version-out"),
+    *("leave-size-out", "leave-nodes-out"),
+)
 
 
 def split(
@@ -39,6 +45,9 @@ def split(
             experts), or folds of several where there are very many. ``leave-system-out``: a fold
             per system. ``leave-version-out``: a fold per engine and version, for engines with
             more than one; everything else, other engines too, remains to fit on.
+            ``leave-size-out``: every fourth message size, or number of tokens, is left out
+            everywhere; the smallest and the largest of a series are never tested.
+            ``leave-nodes-out``: a fold per number of nodes, of operators that cross nodes.
         fit_fraction: Share of the rows that may be fitted on, drawn at random; 0.1 for
             ``random`` and all of them for the others, unless given.
         seed: Seed of that draw.
@@ -65,7 +74,16 @@ def split(
 
 
 def _folds(frame: Frame, kind: str, chosen: np.ndarray, seed: int) -> Iterator[Fold]:
+    if kind == "leave-size-out":
+        yield from _sizes(frame, chosen)
+        return
+    if kind == "leave-nodes-out" and "nodes" not in frame.columns:
+        raise UsageError(
+            f"rows of {frame.operator} have no number of nodes\n"
+            "fix: use leave-shape-out, which holds out numbers of ranks"
+        )
     names: Sequence[str] = {
+        "leave-nodes-out": ("nodes",),
         "leave-shape-out": OPERATORS[frame.operator].shape,
         "leave-system-out": ("system",),
         "leave-version-out": ("engine", "version"),
@@ -116,6 +134,23 @@ def imitations(frame: Frame, kind: str, fit: np.ndarray) -> list[np.ndarray]:
             if (fit & ~part).any():
                 parts.setdefault(part.tobytes(), part)
     return list(parts.values())
+
+
+def _sizes(frame: Frame, chosen: np.ndarray) -> Iterator[Fold]:
+    """Folds of every fourth size; in each series only sizes between its ends are tested."""
+    spec = OPERATORS[frame.operator]
+    size = frame.groups((spec.series,))
+    around = ("system", "engine", "version", "kernel", *spec.key)
+    series = frame.groups([n for n in around if n in frame.columns and n != spec.series])
+    ends = np.full((2, int(series.max()) + 1), -1)
+    ends[0] = int(size.max()) + 1
+    np.minimum.at(ends[0], series, size)
+    np.maximum.at(ends[1], series, size)
+    inner = (size > ends[0][series]) & (size < ends[1][series])
+    for fold in range(SIZE_FOLDS):
+        out = size % SIZE_FOLDS == fold
+        if (out & inner).any():
+            yield f"every fourth size from {fold + 1}", chosen & ~out, out & inner
 
 
 def _drawn(rows: int, fraction: float, seed: int) -> np.ndarray:

@@ -98,7 +98,13 @@ def tables(
 @app.command()
 def evaluate(
     source: Annotated[str, typer.Option(help=SOURCE_HELP)] = "aiconfigurator",
-    operator: Annotated[str, typer.Option(help="Operator to score, such as moe.")] = "moe",
+    operator: Annotated[
+        str,
+        typer.Option(
+            help="moe, gemm, attention, mla or comm, or a single operator of those such as "
+            "custom_allreduce."
+        ),
+    ] = "moe",
     systems: Annotated[
         str | None, typer.Option(help="Only these systems, such as h100_sxm,h200_sxm.")
     ] = None,
@@ -108,15 +114,15 @@ def evaluate(
     versions: Annotated[
         str | None,
         typer.Option(
-            help="newest (of each engine), all, or version numbers; all for leave-version-out, "
-            "newest otherwise, unless given."
+            help="newest (of each engine), all, or version numbers; by default all where a split "
+            "needs older tables (other versions, several nodes), newest otherwise."
         ),
     ] = None,
     split: Annotated[
         str,
         typer.Option(
-            help="random, leave-shape-out, leave-system-out or leave-version-out: what the fit "
-            "must not have seen."
+            help="random, leave-shape-out, leave-system-out, leave-version-out, and of "
+            "communication leave-size-out and leave-nodes-out: what the fit must not have seen."
         ),
     ] = "leave-shape-out",
     fit_fraction: Annotated[
@@ -126,6 +132,10 @@ def evaluate(
     hold_out: Annotated[
         str | None,
         typer.Option(help="Score only these held-out parts, such as h200_sxm; all by default."),
+    ] = None,
+    rows_per_kernel: Annotated[
+        int | None,
+        typer.Option(min=1, help="Draw at most so many rows of each kernel: a quicker look."),
     ] = None,
     seed: SeedOption = 0,
     residual: Annotated[
@@ -144,10 +154,9 @@ def evaluate(
     Errors are |predicted − measured| / measured; intervals are to hold 80 % of the rows. Files of
     calibrate measure and of kernels bench say themselves what they hold.
     """
-    from moesim.calibrate import operator as scoring
     from moesim.calibrate.fit_grouped import is_bench_file
+    from moesim.calibrate.groups import Rows, evaluate_group, members
     from moesim.calibrate.measurements import is_measurements_file
-    from moesim.calibrate.registry import calibrated_operator
 
     console = Console(as_json=as_json, quiet=quiet, out=out)
     if is_measurements_file(source):
@@ -156,33 +165,36 @@ def evaluate(
     if is_bench_file(source):
         console.result(*calibrate_bench.evaluate_bench(source, seed))
         return
-    model = calibrated_operator(operator, residual=residual)
-    wanted = versions or ("all" if split == "leave-version-out" else "newest")
     with console.progress("reading") as step:
-        table = model.load(source, listed(systems), chosen_versions(wanted), listed(engines))
-        step("fitting and predicting")
-        found = scoring.evaluate(
-            model,
-            table,
+        found = evaluate_group(
+            members(operator),
+            Rows(
+                source,
+                listed(systems),
+                listed(engines),
+                chosen_versions(versions) if versions else None,
+                rows_per_kernel,
+            ),
             split,
             fit_fraction=fit_fraction,
             seed=seed,
             hold_out=listed(hold_out) or (),
+            residual=residual,
+            say=step,
         )
-    dropped = table.report.to_dict() if table.report is not None else None
     result: dict[str, Any] = {
         "schema": EVALUATE_SCHEMA,
         "ok": True,
         "source": source,
         "operator": operator,
-        "systems": sorted(set(table.frame.text("system"))),
-        "versions": wanted,
+        "systems": list(found.systems),
+        "versions": versions or "default",
         "split": split,
         "fit_fraction": fit_fraction,
+        "rows_per_kernel": rows_per_kernel,
         "seed": seed,
         "residual": residual,
         **found.to_dict(),
-        "hygiene": dropped,
     }
     console.result(result, _score_text(result))
 
@@ -194,6 +206,8 @@ def _score_text(result: dict[str, Any]) -> str:
     lines.append(_score_line("all", result))
     for part in ("by_regime", "by_fold"):
         lines += [_score_line(name, found) for name, found in result[part].items()]
+    for name, reason in result.get("skipped", {}).items():
+        lines.append(f"{name} was not scored: {reason}")
     missing = result["rows"] - result["covered"]
     return "\n".join([*lines, *([f"{missing:,} rows without a prediction"] if missing else [])])
 

@@ -1,5 +1,6 @@
 """Communication operators: what they count, that fits find what made the data, published tables."""
 
+import json
 from itertools import combinations
 
 import numpy as np
@@ -10,8 +11,12 @@ from hypothesis import strategies as st
 from moesim.calibrate.fit_collectives import fit_collective
 from moesim.calibrate.fit_comm import COMM_OPERATORS
 from moesim.calibrate.fit_deepep import fit_low_latency, fit_normal
-from moesim.calibrate.score_comm import folds, score_operator, without_copies
-from moesim.errors import InputError
+from moesim.calibrate.groups import drawn
+from moesim.calibrate.splits import split
+from moesim.cli.app import app
+from moesim.cli.console import run
+from moesim.errors import InputError, UsageError
+from moesim.hardware import load_device
 from moesim.operators.collectives import (
     COLLECTIVES,
     CollectiveCoefficients,
@@ -34,6 +39,7 @@ from moesim.operators.nvlink_alltoall import (
     balanced_ranks,
     nvlink_alltoall_s,
 )
+from moesim.operators.shipped import find_fit
 from tests.calibrate.synthetic import write_table
 
 SIZES = 2.0 ** np.arange(9, 30)
@@ -551,19 +557,47 @@ def test_an_operator_loads_fits_and_predicts(nccl):
     assert np.median(np.abs(error)) < 0.03
 
 
-def test_copied_tables_count_once_and_sizes_are_left_out_whole(nccl):
+def test_sizes_are_left_out_whole_and_never_at_the_ends(nccl):
     operator = COMM_OPERATORS["collective"]
-    table = without_copies(operator, operator.load(nccl))
-    assert len(table.frame) == 63
-    sizes = operator.series_key(table)
-    tested = np.zeros(63, int)
-    for fit, test in folds(operator, table, "sizes"):
+    frame = operator.load(nccl, ["h100_sxm"]).frame
+    sizes = frame["message_bytes"]
+    tested = np.zeros(len(frame), int)
+    for _, fit, test in split(frame, "leave-size-out"):
         assert not set(sizes[fit]) & set(sizes[test])
         tested += test
-    assert (tested <= 1).all()
-    assert tested.sum() == 63 - 2 * 3  # all but the ends, once
-    fit, test = next(folds(operator, table, "large-end"))
-    assert sizes[fit].max() < sizes[test].min()
-    result = score_operator(operator, table, "sizes")
-    assert result["all"]["median_ape"] < 0.04
-    assert score_operator(operator, table, "nodes") is None
+    assert tested.max() == 1
+    assert tested.sum() == 63 - 2 * 3  # all but the ends of three numbers of ranks, once
+    with pytest.raises(UsageError, match="no number of nodes"):
+        list(split(frame, "leave-nodes-out"))
+
+
+def test_evaluating_a_group_scores_what_can_be_scored(nccl, capsys):
+    arguments = ["calibrate", "evaluate", "--source", str(nccl), "--operator", "comm", "--json"]
+    arguments += ["--systems", "h100_sxm"]
+    assert run(app, [*arguments, "--split", "leave-size-out"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["median_ape"] < 0.04
+    assert found["rows"] == found["by_regime"]["operator=collective"]["rows"] == 57
+    assert "no measured table" in found["skipped"]["deepep_normal"]
+    assert run(app, [*arguments, "--split", "leave-nodes-out"]) == 2
+    assert "no number of nodes" in capsys.readouterr().out
+
+
+def test_a_draw_takes_so_many_rows_of_each_kernel(nccl):
+    table = COMM_OPERATORS["collective"].load(nccl)
+    few = drawn(table, 20, seed=1)
+    assert np.bincount(few.frame["system"]).tolist() == [20, 20]
+    assert np.array_equal(few.frame["elements"], drawn(table, 20, seed=1).frame["elements"])
+    assert len(drawn(table, None, seed=1).frame) == 126
+
+
+def test_a_fit_on_slower_links_takes_longer_by_what_it_moves():
+    fit = find_fit("custom_allreduce", "h200_sxm", engine="vllm", spread="node")
+    slower = load_device("h200_sxm")
+    half = slower.scale_up.model_copy(
+        update={"bandwidth": slower.scale_up.bandwidth.model_copy(update={"value": "225 GB/s"})}
+    )
+    moved = fit.on_device(slower.model_copy(update={"scale_up": half}))
+    small, large = np.array([1024.0]), np.array([512e6])
+    assert moved.time(small, 8).time_s == pytest.approx(fit.time(small, 8).time_s, rel=0.05)
+    assert moved.time(large, 8).time_s == pytest.approx(2 * fit.time(large, 8).time_s, rel=0.05)
