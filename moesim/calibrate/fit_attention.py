@@ -62,10 +62,10 @@ __all__ = [
 LABELS = (*KERNEL, "kv_dtype", "head_dim", "variant")
 """What tells compiled kernels apart."""
 LEAST_ROWS = 40
-FIRST_ROWS, FIRST_STEPS, KEPT = 120, 6, 3
+FIRST_ROWS, FIRST_STEPS, KEPT = 120, 4, 2
 """Rows and steps that every choice of blocks gets, and how many choices go on."""
-TRIAL_ROWS, TRIAL_STEPS = 400, 15
-FINAL_ROWS, FINAL_STEPS = 1000, 30
+TRIAL_ROWS, TRIAL_STEPS = 300, 10
+FINAL_ROWS, FINAL_STEPS = 800, 30
 
 Coefficients = TypeVar("Coefficients", PrefillCoefficients, DecodeCoefficients)
 Choice = TypeVar("Choice")

@@ -46,8 +46,8 @@ __all__ = ["GEMM", "GemmOperator", "Shapes", "fit_kernel", "fitted_dispatch"]
 
 LEAST_ROWS = 60
 """Fewer rows than five per coefficient are not fitted."""
-TRIAL_ROWS, TRIAL_STEPS = 300, 12
-FINAL_ROWS, FINAL_STEPS = 1200, 30
+TRIAL_ROWS, TRIAL_STEPS = 300, 10
+FINAL_ROWS, FINAL_STEPS = 1000, 20
 RANGES = (16, 64, 128, 256, 1024, None)
 """Ends of the ranges of m within which a dispatched kernel keeps its tile."""
 OPTIONS = ((16, 64), (64, 16), (64, 32), (64, 64), (64, 128), (128, 64), (128, 128), (128, 256))

@@ -11,6 +11,7 @@ import numpy as np
 from moesim.calibrate.metrics import Score, score
 from moesim.calibrate.operator import Evaluation, evaluate
 from moesim.calibrate.registry import CALIBRATED, calibrated_operator, default_versions
+from moesim.calibrate.splits import DEALT_FOLDS
 from moesim.calibrate.tables import PACKAGE
 from moesim.errors import UsageError
 
@@ -132,6 +133,7 @@ def evaluate_group(
     seed: int = 0,
     hold_out: Sequence[str] = (),
     residual: bool = False,
+    folds: int = DEALT_FOLDS,
     say: Callable[[str], None] = lambda _: None,
 ) -> GroupEvaluation:
     """Score operators on rows that their fits have not seen; see ``evaluate``.
@@ -144,6 +146,7 @@ def evaluate_group(
         seed: Of every draw.
         hold_out: Judge only these held-out parts.
         residual: Add the learned residual.
+        folds: Into which many shapes are dealt.
         say: Told what is being done.
 
     Raises:
@@ -163,7 +166,13 @@ def evaluate_group(
             table = drawn(table, rows.rows_per_kernel, seed)
             say(f"{name}: fitting and predicting")
             result = evaluate(
-                model, table, kind, fit_fraction=fit_fraction, seed=seed, hold_out=hold_out
+                model,
+                table,
+                kind,
+                fit_fraction=fit_fraction,
+                seed=seed,
+                hold_out=hold_out,
+                folds=folds,
             )
         except UsageError as error:
             if len(names) == 1:

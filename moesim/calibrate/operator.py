@@ -116,6 +116,7 @@ def evaluate(
     fit_fraction: float | None = None,
     seed: int = 0,
     hold_out: Sequence[str] = (),
+    folds: int = DEALT_FOLDS,
 ) -> Evaluation:
     """Fit on each fold's rows, predict the rows it holds out, score all of those together.
 
@@ -133,24 +134,25 @@ def evaluate(
         seed: Of that draw.
         hold_out: Judge only folds with one of these in their name; the others still give
             residuals for the intervals.
+        folds: Into which many shapes are dealt.
 
     Raises:
         UsageError: If no fold has such a name.
     """
     frame = table.frame
     measured_s = frame["latency_s"]
-    folds = list(split(frame, kind, fit_fraction=fit_fraction, seed=seed))
-    judged = {name for name, _, _ in folds if _named(name, hold_out)}
+    parts = list(split(frame, kind, fit_fraction=fit_fraction, seed=seed, folds=folds))
+    judged = {name for name, _, _ in parts if _named(name, hold_out)}
     if not judged:
         raise UsageError(
             f"nothing is held out under {', '.join(hold_out)}\n"
-            f"fix: use part of {'; '.join(name for name, _, _ in folds)}"
+            f"fix: use part of {'; '.join(name for name, _, _ in parts)}"
         )
     predicted = np.full(len(frame), np.nan)
     fold_of = np.full(len(frame), -1)
     transfer = np.zeros(len(frame), np.int64)
     coefficients = {}
-    for number, (name, fit, test) in enumerate(folds):
+    for number, (name, fit, test) in enumerate(parts):
         fits = operator.fit(table, fit)
         predicted[test] = operator.predict(table, fits)[test]
         fold_of[test] = number
@@ -179,10 +181,10 @@ def evaluate(
             regimes,
             few_folds=kind in FEW_FOLDS,
         )
-    tested = np.isin(fold_of, [i for i, (name, _, _) in enumerate(folds) if name in judged])
+    tested = np.isin(fold_of, [i for i, (name, _, _) in enumerate(parts) if name in judged])
     by_fold = {
         name: score(*(a[fold_of == i] for a in (predicted, measured_s, *interval.ends())))
-        for i, (name, _, _) in enumerate(folds)
+        for i, (name, _, _) in enumerate(parts)
         if name in judged
     }
     ends = [end[tested] for end in interval.ends()]

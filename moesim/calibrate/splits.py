@@ -16,7 +16,7 @@ from moesim.calibrate.operators import OPERATORS
 from moesim.errors import UsageError
 from moesim.operators.moe_transfer import architecture
 
-__all__ = ["SPLITS", "Fold", "imitations", "split"]
+__all__ = ["DEALT_FOLDS", "SPLITS", "Fold", "imitations", "split"]
 
 Fold = tuple[str, np.ndarray, np.ndarray]
 
@@ -34,7 +34,12 @@ SPLITS = (
 
 
 def split(
-    frame: Frame, kind: str, *, fit_fraction: float | None = None, seed: int = 0
+    frame: Frame,
+    kind: str,
+    *,
+    fit_fraction: float | None = None,
+    seed: int = 0,
+    folds: int = DEALT_FOLDS,
 ) -> Iterator[Fold]:
     """Split the rows of an operator.
 
@@ -51,6 +56,8 @@ def split(
         fit_fraction: Share of the rows that may be fitted on, drawn at random; 0.1 for
             ``random`` and all of them for the others, unless given.
         seed: Seed of that draw.
+        folds: Into which shapes are dealt where there are more than ``MOST_FOLDS`` (or than
+            this, if it was lowered).
 
     Raises:
         UsageError: If the kind is unknown, the fraction is not in (0, 1], or the rows hold a
@@ -64,16 +71,16 @@ def split(
     chosen = _drawn(len(frame), fraction, seed)
     if kind == "random":
         return iter([("random", chosen, ~chosen)])
-    folds = list(_folds(frame, kind, chosen, seed))
-    if not folds:
+    parts = list(_folds(frame, kind, chosen, seed, folds))
+    if not parts:
         raise UsageError(
             f"{kind} has nothing to fit on: the rows hold only one of what is left out\n"
             "fix: choose more systems, versions or shapes"
         )
-    return iter(folds)
+    return iter(parts)
 
 
-def _folds(frame: Frame, kind: str, chosen: np.ndarray, seed: int) -> Iterator[Fold]:
+def _folds(frame: Frame, kind: str, chosen: np.ndarray, seed: int, folds: int) -> Iterator[Fold]:
     if kind == "leave-size-out":
         yield from _sizes(frame, chosen)
         return
@@ -90,10 +97,11 @@ def _folds(frame: Frame, kind: str, chosen: np.ndarray, seed: int) -> Iterator[F
     }[kind]
     groups = frame.groups(names)
     count = int(groups.max()) + 1 if len(frame) else 0
-    if kind == "leave-shape-out" and count > MOST_FOLDS:
-        dealt = np.random.default_rng(seed).permutation(count)[groups] % DEALT_FOLDS
-        for part in range(DEALT_FOLDS):
-            yield f"shapes {part + 1} of {DEALT_FOLDS}", chosen & (dealt != part), dealt == part
+    most = MOST_FOLDS if folds == DEALT_FOLDS else folds
+    if kind == "leave-shape-out" and count > most:
+        dealt = np.random.default_rng(seed).permutation(count)[groups] % folds
+        for part in range(folds):
+            yield f"shapes {part + 1} of {folds}", chosen & (dealt != part), dealt == part
         return
     for group in range(count):
         test = groups == group

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from moesim.cli import validate_measured
 from moesim.cli.console import Console, JsonOption, OutOption, QuietOption, SeedOption
 from moesim.errors import ToleranceError, UsageError
 
@@ -160,3 +161,7 @@ def _show(results: list[PaperResult | OffloadPaper], found: dict[str, Any]) -> N
     from moesim.cli.validate_terminal import show_papers
 
     show_papers(results, found["summary"], found["files"], RichConsole())
+
+
+app.command("kernels")(validate_measured.kernels)
+app.command("comm")(validate_measured.comm)

@@ -601,3 +601,28 @@ def test_a_fit_on_slower_links_takes_longer_by_what_it_moves():
     small, large = np.array([1024.0]), np.array([512e6])
     assert moved.time(small, 8).time_s == pytest.approx(fit.time(small, 8).time_s, rel=0.05)
     assert moved.time(large, 8).time_s == pytest.approx(2 * fit.time(large, 8).time_s, rel=0.05)
+
+
+def test_validate_comm_judges_held_out_rows(nccl, capsys, tmp_path):
+    plot = tmp_path / "parity.png"
+    arguments = ["validate", "comm", "--source", str(nccl), "--only", "nccl,deepep"]
+    arguments += ["--systems", "h100_sxm", "--parity", str(plot)]
+    code = run(app, [*arguments, "--json"])
+    found = json.loads(capsys.readouterr().out)
+    rows = {row["id"]: row for row in found["rows"]}
+    assert rows["nccl:median_ape"]["ok"] is True
+    assert rows["nccl:median_ape"]["error"] == pytest.approx(found["summary"]["median_ape"])
+    assert rows["deepep:median_ape"]["predicted"] is None  # there is no such table
+    assert (found["summary"]["n"], found["summary"]["covered"]) == (4, 2)
+    assert code == (0 if found["ok"] else 6)
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    run(app, arguments)
+    assert "NCCL" in capsys.readouterr().out
+
+
+def test_what_validate_comm_refuses(nccl, capsys):
+    source = ["--source", str(nccl)]
+    assert run(app, ["validate", "comm", *source, "--only", "unheard"]) == 2
+    assert "no goal unheard" in capsys.readouterr().err
+    assert run(app, ["validate", "kernels", *source]) == 2
+    assert "no measured table" in capsys.readouterr().err

@@ -620,6 +620,14 @@ SET_UP_CASES = [
     Case("out-cannot-be-written", f"{ON_TINY} --out /proc/moesim", BAD_INPUT, (), "/proc/moesim"),
     Case("result-out-cannot-be-written", "model list --out /proc/moesim.json", BAD_INPUT, (),
          "/proc/moesim.json"),
+    Case("calibrate-operator", "calibrate evaluate --operator gem", USAGE, ("gem", "attention")),
+    Case("calibrate-split", "calibrate evaluate --operator gemm --source {dir}", BAD_INPUT,
+         ("no measured tables",)),
+    Case("calibrate-rows", "calibrate evaluate --rows-per-kernel 0", USAGE, ("rows-per-kernel",)),
+    Case("calibrate-fit-operator", "calibrate fit --operator gem", USAGE, ("gem", "gemm")),
+    Case("validate-goal", "validate comm --only unheard", USAGE, ("unheard", "nccl")),
+    Case("validate-size", "validate kernels --size huge", USAGE, ("huge",)),
+    Case("validate-source", "validate kernels --source {dir}", BAD_INPUT, ("no measured tables",)),
 ]  # fmt: skip
 
 IMPORT_CASES = [
