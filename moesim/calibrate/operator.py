@@ -12,7 +12,7 @@ from moesim.calibrate.frame import Frame
 from moesim.calibrate.hygiene import HygieneReport
 from moesim.calibrate.intervals import Interval, either_way, leave_fold_out
 from moesim.calibrate.metrics import Score, by_regime, score
-from moesim.calibrate.splits import Fold, split
+from moesim.calibrate.splits import DEALT_FOLDS, Fold, split
 from moesim.calibrate.transfers import transfer_residuals
 from moesim.errors import UsageError
 from moesim.schema import Document
