@@ -84,7 +84,7 @@ def held_out(operator: CalibratedOperator[Any], table: Any) -> np.ndarray:
 
 
 def _most_engines(frame: Frame) -> np.ndarray:
-    """Rows of the few systems with the most rows, ``[rows] bool``: those that all engines run on."""
+    """Rows of the few systems with the most rows, ``[rows] bool``: all engines run there."""
     counts = np.bincount(frame["system"], minlength=len(frame.labels["system"]))
     return np.isin(frame["system"], np.argsort(-counts, kind="stable")[:BAND_SYSTEMS])
 
@@ -132,8 +132,9 @@ def write_operator(path: Path, document: FittedOperator[Any]) -> Path:
 def _with_bands(
     fit: KernelFit, frame: Frame, predicted: np.ndarray, of_all: tuple[Band, ...]
 ) -> KernelFit:
-    """The fit with its own bands; where few of its rows were held out, those of the same kernel
-    on all systems, or of all kernels.
+    """The fit with its own bands, or the kernel's on all systems, or those of all kernels.
+
+    The nearest of which enough rows were held out count.
     """
     own = np.isfinite(predicted)
     for place in (False, True):
