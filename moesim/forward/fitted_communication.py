@@ -24,7 +24,9 @@ ALL_REDUCE_KERNELS = {
 
 def price_collectives(ops: Sequence[Op], machine: Machine) -> list[Price | None]:
     """Prices of collectives within one scale-up domain; nothing was fitted beyond it."""
-    return [_collective(op.work, machine) for op in ops if isinstance(op.work, CollectiveWork)]
+    works = [op.work for op in ops if isinstance(op.work, CollectiveWork)]
+    known = {work: _collective(work, machine) for work in dict.fromkeys(works)}
+    return [known[work] for work in works]
 
 
 def _collective(work: CollectiveWork, machine: Machine) -> Price | None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from moesim.calibrated_cost import CalibratedCost
 from moesim.errors import InputError
 from moesim.forward.machine import Machine
 from moesim.forward.price import Price
 from moesim.forward.work import ExpertWork, Op
-from moesim.operators.moe_fits import moe_fit_for
+from moesim.operators.moe_fits import MoeFit, moe_fit_for
 
 __all__ = ["price_experts"]
 
@@ -19,10 +20,17 @@ def price_experts(ops: Sequence[Op], machine: Machine) -> list[Price | None]:
     return [_price(op.work, machine) for op in ops if isinstance(op.work, ExpertWork)]
 
 
-def _price(work: ExpertWork, machine: Machine) -> Price | None:
+@lru_cache(maxsize=256)
+def _fit(machine: Machine, dtype: str) -> MoeFit | None:
     try:
-        fit = moe_fit_for(machine.device, work.dtype, engine=machine.engine)
+        return moe_fit_for(machine.device, dtype, engine=machine.engine)
     except InputError:
+        return None
+
+
+def _price(work: ExpertWork, machine: Machine) -> Price | None:
+    fit = _fit(machine, work.dtype)
+    if fit is None:
         return None
     cost = CalibratedCost.of_shape(
         machine.device,

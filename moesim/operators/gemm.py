@@ -18,6 +18,7 @@ https://docs.nvidia.com/deeplearning/performance/dl-performance-matrix-multiplic
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar, Literal, Self, get_args
 
 import numpy as np
@@ -228,13 +229,34 @@ def gemm_geometry(
         processor: For the number of cores.
         batch: Independent multiplications in one launch.
     """
-    number = FORMATS[dtype]
-    columns = [np.asarray(x, float)[:, None] for x in np.broadcast_arrays(m, n, k, batch)]
-    m_, n_, k_, batch_ = columns
-    high, wide, splits, above = np.array(
-        [(t.rows, t.columns, t.splits, t.above_m) for t in tiles], float
+    return _geometry((m, n, k, batch), dtype, _tile_table(tiles), processor)
+
+
+@lru_cache(maxsize=256)
+def _kernel_tiles(tiling: Tiling, tiles: tuple[Tile, ...]) -> np.ndarray:
+    """The table of a kernel's tiles, made once."""
+    return _tile_table(tile_set(tiling, tiles))
+
+
+def _tile_table(tiles: tuple[Tile, ...]) -> np.ndarray:
+    """``[5, tilings]`` rows, columns, splits, and the least and largest m."""
+    return np.array(
+        [
+            (t.rows, t.columns, t.splits, t.above_m, np.inf if t.up_to_m is None else t.up_to_m)
+            for t in tiles
+        ],
+        float,
     ).T
-    up_to = np.array([np.inf if t.up_to_m is None else t.up_to_m for t in tiles])
+
+
+def _geometry(
+    shapes: tuple[np.ndarray | int, ...], dtype: str, table: np.ndarray, processor: Processor
+) -> GemmGeometry:
+    """:func:`gemm_geometry` of m, n, k and batch by a table of tiles."""
+    number = FORMATS[dtype]
+    columns = [np.asarray(x, float)[:, None] for x in np.broadcast_arrays(*shapes)]
+    m_, n_, k_, batch_ = columns
+    high, wide, splits, above, up_to = table
     steps = np.ceil(k_ / number.k_step / splits)
     is_split = np.broadcast_to(splits > 1, steps.shape)
     count = batch_ * np.ceil(m_ / high) * np.ceil(n_ / wide) * splits
@@ -310,12 +332,11 @@ def gemm_seconds(
         ``[rows]`` seconds.
     """
     device = processor or kernel.processor
-    tiles = tile_set(kernel.tiling, kernel.tiles)
+    table = _kernel_tiles(kernel.tiling, kernel.tiles)
     shapes = np.broadcast_arrays(*(np.atleast_1d(x) for x in (m, n, k, batch)))
     seconds = np.empty(shapes[0].shape)
     for begin in range(0, len(seconds), AT_ONCE):
         part = slice(begin, begin + AT_ONCE)
-        m_, n_, k_, batch_ = (x[part] for x in shapes)
-        geometry = gemm_geometry(m_, n_, k_, kernel.dtype, tiles, device, batch_)
+        geometry = _geometry(tuple(x[part] for x in shapes), kernel.dtype, table, device)
         seconds[part] = geometry_seconds(geometry, kernel.coefficients, device)
     return seconds
