@@ -289,7 +289,11 @@ class TorchMachine:
                 for _ in range(CALLS[self._device]):
                     calls = (timed.sample_s() for _ in range(LEAST_OF[self._device]))
                     samples[key].append(min(calls))
-        return {key: (ready[key].clock, samples[key]) for key in ready}, failed
+        clocks = {key: timed.clock for key, timed in ready.items()}
+        if self._device == "cuda":
+            ready.clear()
+            self._torch.cuda.empty_cache()
+        return {key: (clocks[key], samples[key]) for key in clocks}, failed
 
     def _prepared(self, kernel: Kernel, operands: Operands) -> Callable[[], Any]:
         return kernel.prepare(self._source.renewed(operands))

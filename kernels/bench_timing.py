@@ -97,7 +97,6 @@ class _CudaTimed:
     call: Callable[[], Any]
     flush: Any
     clock: str
-    kept: Any
 
     def sample_s(self) -> float:
         events = self.torch.cuda.Event
@@ -122,6 +121,8 @@ class CudaTimer:
         cache = int(torch.cuda.get_device_properties(0).L2_cache_size)
         self.flush_bytes = max(2**28, FLUSH_CACHES * cache)
         self._flush = torch.empty(self.flush_bytes, dtype=torch.int8, device="cuda")
+        # One pool for all graphs: they run one at a time, and nobody reads their results.
+        self._pool = torch.cuda.graph_pool_handle()
 
     def ready(self, prepare: Prepare) -> Timed:
         """Warm up on a side stream, as a capture needs, and capture."""
@@ -136,11 +137,11 @@ class CudaTimer:
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph):
-                kept = call()
+            with torch.cuda.graph(graph, pool=self._pool):
+                call()
         except RuntimeError:  # it waits for the device, which a graph cannot hold
             torch.cuda.synchronize()
-            return _CudaTimed(torch, call, self._flush, "cuda-event", None)
+            return _CudaTimed(torch, call, self._flush, "cuda-event")
         graph.replay()
         torch.cuda.synchronize()
-        return _CudaTimed(torch, graph.replay, self._flush, "cuda-graph", (graph, kept))
+        return _CudaTimed(torch, graph.replay, self._flush, "cuda-graph")

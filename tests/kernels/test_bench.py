@@ -26,6 +26,7 @@ from moesim.kernels.bench_file import add_samples, case_entries, read_bench, wri
 from moesim.kernels.bench_inputs import Source
 from moesim.kernels.bench_kernels import Kernel, own_kernels
 from moesim.kernels.bench_loads import LOADS, rows_per_expert
+from moesim.kernels.bench_peers import align_blocks, peer_kernels, vllm_config, vllm_module
 from moesim.kernels.bench_run import BenchOptions, bench, chosen_cases, run_plan
 from moesim.kernels.bench_score import GOALS, score_bench, score_text
 from moesim.model import load_model
@@ -450,3 +451,47 @@ def test_a_bare_copy_needs_torch_and_numpy_alone(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["kind"] == "bench"
     assert all(check["ok"] for check in read_bench(tmp_path / "bare.json")["checks"])
+
+
+@given(st.lists(st.integers(0, 70), min_size=1, max_size=6), st.sampled_from([16, 64]))
+def test_blocks_of_a_peer_hold_every_row_once(counts: list[int], block: int) -> None:
+    places, experts, count = align_blocks(torch, counts, block, "cpu")
+    assert len(places) == count == block * len(experts)
+    rows = [row for row in places.tolist() if row < sum(counts)]
+    assert rows == list(range(sum(counts)))
+    owner = np.repeat(np.arange(len(counts)), counts)
+    for number, expert in enumerate(experts.tolist()):
+        own = [row for row in places[number * block : (number + 1) * block].tolist()]
+        assert all(owner[row] == expert for row in own if row < sum(counts))
+
+
+def test_configurations_of_a_peer(tmp_path: Path) -> None:
+    table = {"1": {"BLOCK_SIZE_M": 16}, "64": {"BLOCK_SIZE_M": 32}, "triton_version": "3"}
+    (tmp_path / "E=8,N=512,device_name=X.json").write_text(json.dumps(table))
+    assert vllm_config(tmp_path, "X", 8, 512, 50) == {"BLOCK_SIZE_M": 32}
+    assert vllm_config(tmp_path, "X", 8, 512, 3) == {"BLOCK_SIZE_M": 16}
+    assert vllm_config(tmp_path, "X", 8, 513, 4096)["BLOCK_SIZE_M"] == 128
+    assert vllm_config(tmp_path, "Y", 8, 512, 8)["BLOCK_SIZE_N"] == 64
+
+
+def test_a_peers_kernel_is_taken_out_of_its_file(tmp_path: Path) -> None:
+    pytest.importorskip("triton")
+    file = tmp_path / "fused_moe.py"
+    body = "import vllm_that_is_not_there\n\n\n"
+    for name in ("write_zeros_to_output", "another", "fused_moe_kernel"):
+        body += f"@triton.jit\ndef {name}(x, N: tl.constexpr):\n    tl.store(x, N)\n\n\n"
+    file.write_text(body)
+    module = vllm_module(file)
+    assert hasattr(module, "fused_moe_kernel")
+    assert not hasattr(module, "another")
+    file.write_text("x = 1\n")
+    with pytest.raises(ImportError, match="fused_moe_kernel"):
+        vllm_module(file)
+
+
+def test_absent_peers_are_named(tmp_path: Path) -> None:
+    assert set(peer_kernels(torch, "cpu", None)[1]) == {"vllm-fused-moe", "triton-kernels"}
+    found, absent = peer_kernels(torch, "cuda", tmp_path)
+    assert not found
+    assert "FileNotFoundError" in absent["triton-kernels"]
+    assert absent["vllm-fused-moe"]
