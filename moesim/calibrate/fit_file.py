@@ -7,10 +7,12 @@ from importlib.metadata import PackageNotFoundError, version
 import numpy as np
 
 from moesim.calibrate.fit_moe import MoeOperator
-from moesim.calibrate.intervals import LEVEL, MIN_RESIDUALS
+from moesim.calibrate.intervals import LEVEL, MIN_RESIDUALS, central
 from moesim.calibrate.moe_rows import MoeTable
 from moesim.calibrate.tables import PACKAGE
-from moesim.operators.moe_fits import FittedMoe, MoeFit, token_regime
+from moesim.calibrate.transfers import transfer_residuals
+from moesim.operators.moe_fits import REGIMES, FittedMoe, Intervals, MoeFit
+from moesim.operators.moe_transfer import KINDS, TransferKind
 
 __all__ = ["fitted_moe", "held_out_log_residuals", "with_version"]
 
@@ -32,7 +34,8 @@ def fitted_moe(
     """
     everything = np.ones(len(table.frame), bool)
     fits = operator.fit(table, everything)
-    residuals = held_out_log_residuals(operator, table)
+    residuals, borrowed = held_out_log_residuals(operator, table)
+    of_all = _by_regime(table, np.flatnonzero(np.isfinite(residuals) & ~borrowed), residuals)
     dropped = table.report.findings if table.report is not None else ()
     return FittedMoe(
         source=with_version(source),
@@ -40,41 +43,82 @@ def fitted_moe(
         rows_dropped={finding.rule: len(finding.rows) for finding in dropped},
         date=date,
         command=command,
+        transfer_intervals=_transfer_intervals(operator, table),
         fits=tuple(
-            _with_intervals(fit, table, residuals)
+            _with_intervals(fit, table, residuals, borrowed, of_all)
             for fit in fits.values()
             if isinstance(fit, MoeFit)  # trees are not shipped
         ),
     )
 
 
-def held_out_log_residuals(operator: MoeOperator, table: MoeTable) -> np.ndarray:
-    """Log of measured over predicted time by fits that had not seen the row's shape, ``[rows]``."""
+def held_out_log_residuals(operator: MoeOperator, table: MoeTable) -> tuple[np.ndarray, np.ndarray]:
+    """Errors of fits that had not seen the row's shape.
+
+    Returns:
+        Log of measured over predicted time ``[rows]``, and which of them ``[rows] bool`` come from
+        other kernels' coefficients, because the kernel was measured on no other shape.
+    """
     shapes = operator.shape_key(table)
     part = np.random.default_rng(0).permutation(int(shapes.max()) + 1)[shapes] % SHAPE_FOLDS
     predicted = np.full(len(shapes), np.nan)
+    borrowed = np.zeros(len(shapes), bool)
     for number in range(SHAPE_FOLDS):
         held = part == number
         if held.any() and not held.all():
             fits = operator.fit(table, ~held)
-            predicted[held] = operator.predict(table, fits)[held]
-    return np.log(table.frame["latency_s"] / predicted)
+            rows = np.flatnonzero(held)
+            predicted[rows] = operator.predict(table, fits, rows)
+            borrowed[rows] = operator.transfers(table, fits, rows) > 0
+    return np.log(table.frame["latency_s"] / predicted), borrowed
 
 
-def _with_intervals(fit: MoeFit, table: MoeTable, residuals: np.ndarray) -> MoeFit:
-    """The fit with the quantiles of its residuals by token regime, where there are enough."""
-    own = np.isfinite(residuals)
-    for name in ("system", "engine", "version", "kernel", "dtype"):
-        own &= table.frame.is_label(name, getattr(fit, name))
-    rows = np.flatnonzero(own)
-    regimes = np.array([token_regime(tokens) for tokens in table.frame["tokens"][rows].tolist()])
-    intervals = {}
-    for regime in ("decode", "mixed", "prefill"):
-        found = residuals[rows[regimes == regime]] if len(rows) else np.zeros(0)
-        if len(found) >= MIN_RESIDUALS:
-            low, high = np.exp(np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
-            intervals[regime] = (float(low), float(high))
-    return fit.model_copy(update={"intervals": intervals})
+def _with_intervals(
+    fit: MoeFit,
+    table: MoeTable,
+    residuals: np.ndarray,
+    borrowed: np.ndarray,
+    of_all: Intervals,
+) -> MoeFit:
+    """The fit with the quantiles of its residuals by token regime; of all where it has few."""
+    group = table.kernels.index(fit.key)
+    rows = np.flatnonzero((table.group == group) & np.isfinite(residuals))
+    found = _by_regime(table, rows, residuals, bool(borrowed[rows].all()))
+    return fit.model_copy(update={"intervals": of_all | found})
+
+
+def _transfer_intervals(operator: MoeOperator, table: MoeTable) -> dict[TransferKind, Intervals]:
+    """Intervals of systems and architectures held out, by kind of transfer and token regime."""
+    everything = np.ones(len(table.frame), bool)
+    found = transfer_residuals(operator, table, table.frame, "leave-system-out", everything)
+    intervals: dict[TransferKind, Intervals] = {}
+    known = np.isfinite(found.log_residual)
+    for code in np.unique(found.transfer[known]).tolist():
+        chosen = known & (found.transfer == code)
+        regimes: Intervals = {}
+        tokens = table.frame["tokens"][found.row]
+        for regime, (least, most) in REGIMES.items():
+            values = found.log_residual[chosen & (tokens > least) & (tokens <= most)]
+            if len(values) >= MIN_RESIDUALS:
+                size = float(np.exp(np.quantile(np.abs(values), LEVEL)))
+                regimes[regime] = (1 / size, size)
+        intervals[KINDS[code]] = regimes
+    return intervals
+
+
+def _by_regime(
+    table: MoeTable, rows: np.ndarray, residuals: np.ndarray, either_way: bool = False
+) -> Intervals:
+    """Central 80 % of measured over predicted time by token regime, where there are enough."""
+    tokens = table.frame["tokens"][rows]
+    shapes = table.frame.groups(("hidden", "inter", "top_k", "experts"))[rows]
+    intervals: Intervals = {}
+    for regime, (least, most) in REGIMES.items():
+        chosen = (tokens > least) & (tokens <= most)
+        if chosen.sum() >= MIN_RESIDUALS:
+            low, high, size = np.exp(central(residuals[rows][chosen], shapes[chosen]))
+            intervals[regime] = (float(1 / size), float(size)) if either_way else (low, high)
+    return intervals
 
 
 def with_version(source: str) -> str:

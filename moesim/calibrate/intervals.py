@@ -9,7 +9,7 @@ import numpy as np
 
 from moesim.extras import require
 
-__all__ = ["LEVEL", "Interval", "either_way", "leave_fold_out"]
+__all__ = ["LEVEL", "Interval", "central", "either_way", "leave_fold_out"]
 
 LEVEL = 0.8
 """Share of measurements that an interval is to hold."""
@@ -29,6 +29,22 @@ class Interval:
         return self.lo_s, self.hi_s
 
 
+def central(values: np.ndarray, folds: np.ndarray) -> tuple[float, float, float]:
+    """Ends of the central share of some values, and the end of that share of their sizes.
+
+    Of n + 1 alike folds the n that are seen show n / (n + 1) of what lies outside on the mean, so
+    that share of the tails is cut.
+
+    Args:
+        values: ``[residuals]``.
+        folds: What was held out for each; below 0 where that is no whole thing, but rows at random.
+    """
+    seen = len(np.unique(folds[folds >= 0]))
+    outside = (1 - LEVEL) * (seen / (seen + 1) if seen else 1)
+    low, high = np.quantile(values, [outside / 2, 1 - outside / 2])
+    return float(low), float(high), float(np.quantile(np.abs(values), 1 - outside))
+
+
 def leave_fold_out(
     predicted_s: np.ndarray,
     fold: np.ndarray,
@@ -37,6 +53,7 @@ def leave_fold_out(
     regimes: Mapping[str, np.ndarray],
     *,
     few_folds: bool = False,
+    borrowed: np.ndarray | None = None,
 ) -> Interval:
     """Interval of each row from residuals of its regime, those of its own fold left out.
 
@@ -48,23 +65,28 @@ def leave_fold_out(
         regimes: Codes ``[rows]`` of each division, the finest first.
         few_folds: The folds are few and each is unlike the others (systems, versions, numbers of
             nodes): see :func:`_random_effects`.
+        borrowed: ``[rows] bool`` rows predicted by another kernel's coefficients: errors of other
+            such pairs say how far off, but not in which direction, so both signs count alike.
     """
     divisions = [*regimes.values(), np.zeros(len(fold), np.int64)]
     known = np.isfinite(log_residual)
     low, high = np.full(len(fold), np.nan), np.full(len(fold), np.nan)
     for number in np.unique(fold[fold >= 0]):
-        usable = known & (residual_fold != number)
+        usable = np.flatnonzero(known & (residual_fold != number))
         own = fold == number
         for codes in divisions:
             open_ = own & np.isnan(low)
             if not open_.any():
                 break
-            rows = np.flatnonzero(usable)
             if few_folds:
-                quantiles = _random_effects(codes, rows, log_residual, residual_fold)
+                quantiles = _random_effects(codes, usable, log_residual, residual_fold)
             else:
-                quantiles = _quantiles(codes, rows, log_residual)
-            low[open_], high[open_] = quantiles[codes[open_]].T
+                quantiles = _quantiles(codes, usable, log_residual, residual_fold)
+            low[open_], high[open_] = quantiles[codes[open_], :2].T
+            if borrowed is not None and not few_folds:
+                either = open_ & borrowed
+                high[either] = quantiles[codes[either], 2]
+                low[either] = -high[either]
         # Nothing else was held out in any regime: no interval but the point itself.
         rest = own & np.isnan(low)
         low[rest], high[rest] = 0.0, 0.0
@@ -130,13 +152,15 @@ def _random_effects(
     return result
 
 
-def _quantiles(codes: np.ndarray, rows: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Ends of the central share of some rows' values by code, ``[codes, 2]``; NaN if few."""
-    result = np.full((int(codes.max()) + 1, 2), np.nan)
+def _quantiles(
+    codes: np.ndarray, rows: np.ndarray, values: np.ndarray, folds: np.ndarray
+) -> np.ndarray:
+    """What :func:`central` gives of some rows' values by code, ``[codes, 3]``; NaN if few."""
+    result = np.full((int(codes.max()) + 1, 3), np.nan)
     order = rows[np.argsort(codes[rows], kind="stable")]
     places = np.searchsorted(codes[order], np.arange(len(result) + 1))
     for code in range(len(result)):
-        found = values[order[places[code] : places[code + 1]]]
-        if len(found) >= MIN_RESIDUALS:
-            result[code] = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        chosen = order[places[code] : places[code + 1]]
+        if len(chosen) >= MIN_RESIDUALS:
+            result[code] = central(values[chosen], folds[chosen])
     return result

@@ -180,6 +180,7 @@ def evaluate(
             residual_fold,
             regimes,
             few_folds=kind in FEW_FOLDS,
+            borrowed=transfer > 0,
         )
     tested = np.isin(fold_of, [i for i, (name, _, _) in enumerate(parts) if name in judged])
     by_fold = {

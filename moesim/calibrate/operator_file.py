@@ -14,6 +14,7 @@ from moesim.calibrate.frame import Frame
 from moesim.calibrate.intervals import LEVEL, MIN_RESIDUALS
 from moesim.calibrate.operator import CalibratedOperator
 from moesim.operators.fitted import Band, FittedOperator, KernelFit
+from moesim.operators.moe_fits import FittedMoe
 from moesim.safe_io import write_atomic
 
 __all__ = ["bands", "fitted_operator", "held_out", "write_operator"]
@@ -116,7 +117,7 @@ def bands(predicted_s: np.ndarray, measured_s: np.ndarray) -> tuple[Band, ...]:
     return tuple(found)
 
 
-def write_operator(path: Path, document: FittedOperator[Any]) -> Path:
+def write_operator(path: Path, document: FittedOperator[Any] | FittedMoe) -> Path:
     """The document as JSON, one line per fit, numbers to ``DIGITS`` digits, defaults left out."""
     plain = document.model_dump(mode="json", exclude={"fits"})
     head = {"schema": document.schema_id, **_rounded(plain)}

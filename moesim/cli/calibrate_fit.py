@@ -101,7 +101,6 @@ def _fitted(
     from moesim.calibrate.fit_file import fitted_moe
     from moesim.calibrate.operator_file import fitted_operator, write_operator
     from moesim.calibrate.registry import calibrated_operator
-    from moesim.safe_io import write_json
 
     model = calibrated_operator(name)
     step(f"{name}: reading")
@@ -112,10 +111,9 @@ def _fitted(
     document: Any
     if name == "moe":
         document = fitted_moe(model, table, **about)
-        write_json(path, document.to_dict())
     else:
         document = fitted_operator(model, table, **about)
-        write_operator(path, document)
+    write_operator(path, document)
     on_bounds: dict[str, int] = {}
     for found in document.fits:
         for coefficient in found.on_bounds:

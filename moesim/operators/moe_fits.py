@@ -6,6 +6,7 @@ needs neither the measured rows nor a fit.
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from pathlib import Path
 from typing import ClassVar
@@ -25,15 +26,16 @@ from moesim.operators.moe_transfer import (
 )
 from moesim.schema import Document, Evidence
 
-__all__ = ["FittedMoe", "MoeFit", "moe_fit_for", "shipped_moe_fits", "token_regime"]
+__all__ = ["REGIMES", "FittedMoe", "MoeFit", "moe_fit_for", "shipped_moe_fits", "token_regime"]
+
+
+REGIMES = {"decode": (0, 64), "mixed": (64, 1024), "prefill": (1024, math.inf)}
+"""Tokens of the group above and up to which each regime lies: those that errors are reported by."""
 
 
 def token_regime(tokens: int) -> str:
-    """Regime of a batch, the key of a fit's intervals: ``decode``, ``mixed`` or ``prefill``.
-
-    The bounds are those that errors are reported by: 64 and 1024 tokens of the group.
-    """
-    return "decode" if tokens <= 64 else "mixed" if tokens <= 1024 else "prefill"
+    """Regime of a batch, the key of a fit's intervals: ``decode``, ``mixed`` or ``prefill``."""
+    return next(name for name, (_, most) in REGIMES.items() if tokens <= most)
 
 
 Intervals = dict[str, tuple[float, float]]

@@ -80,6 +80,14 @@ CUT = 0.5
 such as one that was run untuned."""
 
 
+MARLIN_WIDENING = {
+    "w4a16_mxfp4": {"weight_bandwidth_share": 0.91, "k_step_s": 2.2, "row_cost": 1.12}
+}
+"""Coefficients of Marlin kernels relative to those for int4: floating-point weights take longer to
+widen to bfloat16. Geometric means over vLLM's kernels on L40S (0.90, 2.7, 1.10) and RTX PRO 6000
+(0.92, 1.8, 1.15), the systems where both types were measured on usual models."""
+
+
 class MoeKernel(NamedTuple):
     """Which kernel: as measured tables name it."""
 
@@ -179,7 +187,8 @@ def transferred(
     layers = _reference(weight_bytes(target.kernel, target.dtype), _activation(target.dtype))
     grouped: dict[tuple[int, int], list[np.ndarray]] = {}
     for fit, place in zip(fits, places, strict=True):
-        grouped.setdefault(place, []).append(np.log(fit.coefficients.vector()))
+        vector = np.log(fit.coefficients.vector()) + _widening(target, fit.key)
+        grouped.setdefault(place, []).append(vector)
     nearest = np.mean(grouped.pop((level, near)), axis=0)
     expected_s = _log_time_s(layers, device, nearest)
     parts, weights = [nearest], [1.0]
@@ -259,6 +268,17 @@ def _distance(target: MoeKernel, home: str | None, other: MoeKernel) -> tuple[in
     else:
         near = 1 if home is not None and architecture(other.system) == home else 2
     return levels.index(True), near
+
+
+def _widening(target: MoeKernel, donor: MoeKernel) -> np.ndarray:
+    """Log ratios of the coefficients for widening other weights, between two Marlin kernels."""
+    names = list(MoeCoefficients.model_fields)
+    ratios = np.zeros(len(names))
+    if family(target.kernel) == family(donor.kernel) == "marlin":
+        for kernel, sign in ((target, 1.0), (donor, -1.0)):
+            for name, ratio in MARLIN_WIDENING.get(kernel.dtype, {}).items():
+                ratios[names.index(name)] += sign * np.log(ratio)
+    return ratios
 
 
 def _weight(nearest: tuple[int, int], other: tuple[int, int]) -> float:
