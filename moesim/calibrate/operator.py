@@ -13,7 +13,7 @@ from moesim.calibrate.hygiene import HygieneReport
 from moesim.calibrate.intervals import Interval, either_way, leave_fold_out
 from moesim.calibrate.metrics import Score, by_regime, score
 from moesim.calibrate.splits import DEALT_FOLDS, Fold, split
-from moesim.calibrate.transfers import transfer_residuals
+from moesim.calibrate.transfers import TransferOperator, transfer_residuals
 from moesim.errors import UsageError
 from moesim.schema import Document
 
@@ -152,11 +152,14 @@ def evaluate(
     fold_of = np.full(len(frame), -1)
     transfer = np.zeros(len(frame), np.int64)
     coefficients = {}
+    transferring = isinstance(operator, TransferOperator)
     for number, (name, fit, test) in enumerate(parts):
+        if transferring and kind in TRANSFER_SPLITS and name not in judged:
+            continue  # its residuals are not needed
         fits = operator.fit(table, fit)
-        predicted[test] = operator.predict(table, fits)[test]
+        predicted[test] = _predicted(operator, table, fits, test)
         fold_of[test] = number
-        if hasattr(operator, "transfers"):
+        if isinstance(operator, TransferOperator):
             transfer[test] = operator.transfers(table, fits, np.flatnonzero(test))
         if name in judged:
             coefficients[name] = fits
@@ -164,8 +167,9 @@ def evaluate(
         name: codes * (int(transfer.max(initial=0)) + 1) + transfer
         for name, codes in operator.regimes(table).items()
     }
-    if kind in TRANSFER_SPLITS and hasattr(operator, "transfers"):
-        interval = _transfer_interval(operator, table, kind, parts, predicted, transfer)
+    if transferring and kind in TRANSFER_SPLITS:
+        chosen = [part for part in parts if part[0] in judged]
+        interval = _transfer_interval(operator, table, kind, chosen, predicted, transfer)
     else:
         residuals, residual_fold = predicted.copy(), fold_of.copy()
         if len(parts) == 1:
@@ -234,8 +238,18 @@ def _inner_predictions(
         others = np.zeros(len(fit), bool)
         others[rows[part != number]] = True
         own = rows[part == number]
-        predicted[own] = operator.predict(table, operator.fit(table, others))[own]
+        predicted[own] = _predicted(operator, table, operator.fit(table, others), own)
     return predicted
+
+
+def _predicted(
+    operator: CalibratedOperator[T], table: T, coefficients: Mapping[str, Any], rows: np.ndarray
+) -> np.ndarray:
+    """Seconds of some rows, a mask or numbers; where the operator can, of no others."""
+    if isinstance(operator, TransferOperator):
+        numbers = np.flatnonzero(rows) if rows.dtype == bool else rows
+        return np.asarray(operator.predict(table, coefficients, numbers))
+    return operator.predict(table, coefficients)[rows]
 
 
 def _named(name: str, wanted: Sequence[str]) -> bool:

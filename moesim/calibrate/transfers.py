@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
@@ -16,6 +16,7 @@ __all__ = ["TransferOperator", "TransferResiduals", "transfer_residuals"]
 T_contra = TypeVar("T_contra", contravariant=True)
 
 
+@runtime_checkable
 class TransferOperator(Protocol[T_contra]):
     """An operator whose fits reach kernels without rows, and say how."""
 
