@@ -10,13 +10,14 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["COLOURS", "WIDTH_PX", "panel", "render"]
+__all__ = ["COLOURS", "WIDTH_PX", "panel", "render", "standalone"]
 
 WIDTH_PX = 420.0
 """Drawn at this width; the page scales it, two in a row on a desk and one on a phone."""
@@ -86,6 +87,21 @@ def panel(figure: Figure, left_px: float, top_px: float, width_px: float, height
             height_px / whole_px,
         )
     )
+
+
+def standalone(svg: str) -> str:
+    """A drawing as a file of its own: the page's light colours, its paper behind it."""
+    css = (Path(__file__).parent / "templates" / "plan.css").read_text(encoding="utf-8")
+    light = dict(re.findall(r"--([\w-]+): (#\w+);", css[: css.index("}")]))
+    for variable in COLOURS:
+        svg = svg.replace(f"var(--{variable})", light[variable])
+    svg = svg.replace(' aria-hidden="true" focusable="false"', "", 1)
+    paper = f'<rect width="100%" height="100%" fill="{light["card"]}"/>'
+    head, rest = svg.split(">", 1)
+    style = (
+        ' font-family="system-ui, -apple-system, Segoe UI, Roboto, Helvetica, Arial, sans-serif"'
+    )
+    return f"{head}{style}>\n{paper}{rest}\n"
 
 
 def _inline(svg: str) -> str:

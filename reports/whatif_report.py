@@ -15,6 +15,7 @@ import numpy as np
 from moesim.reports import markdown_parts as parts
 from moesim.reports import page, whatif_figures
 from moesim.reports.plan_report import Fact, Table
+from moesim.reports.svg import standalone
 from moesim.reports.text import NOTHING, clean, count, percent, sentence
 from moesim.safe_io import write_atomic
 from moesim.units import format_bytes, format_si
@@ -81,12 +82,21 @@ def build_whatif_report(found: WhatIf) -> WhatIfReport:
 
 
 def write_whatif_report(found: WhatIf, folder: Path) -> dict[str, str]:
-    """Write ``report.md`` and ``report.html``; path of each under ``report`` and ``markdown``."""
+    """Write the report and its figures; path of each file under what it is."""
     report = build_whatif_report(found)
-    html, text = folder / "report.html", folder / "report.md"
-    write_atomic(html, _html(report, found))
-    write_atomic(text, "\n\n".join(part for part in _markdown(report) if part) + "\n")
-    return {"report": str(html), "markdown": str(text)}
+    first, chosen = found.batches[0], found.recommendation.slots
+    contents = {
+        "report.html": _html(report, found),
+        "report.md": "\n\n".join(part for part in _markdown(report) if part) + "\n",
+        "hit-rate.svg": standalone(whatif_figures.hit_rates(first, chosen).svg),
+        "tokens-per-s.svg": standalone(whatif_figures.speeds(first, chosen).svg),
+        "memory.svg": standalone(whatif_figures.memory(found).svg),
+    }
+    names = ("report", "markdown", "hit-rate", "tokens-per-s", "memory")
+    return {
+        name: str(write_atomic(folder / file, content))
+        for name, (file, content) in zip(names, contents.items(), strict=True)
+    }
 
 
 def _speed(value: float) -> str:

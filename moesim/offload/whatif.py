@@ -70,7 +70,7 @@ class Curve:
     """One policy against the number of slots.
 
     Attributes:
-        name: Label of the policy or system.
+        name: Of the policy as it was asked for, or of the system.
         slots: [Z] per layer.
         hit_rate: [Z] on the whole trace.
         tokens_per_s: [Z] of the whole batch.
@@ -249,9 +249,7 @@ def slot_curves(
         curve = hit_curve(trace, policy, slots, setting, sequences=requests_of(trace)[0])
         speed, bound = _speeds(trace, policy, sizes, setting, steps, timing)
         online = not policy.name.startswith(SEES_THE_FUTURE)
-        curves[policy.label] = Curve(
-            policy.label, sizes, curve.hit_rate, speed * setting.batch, bound, online
-        )
+        curves[name] = Curve(name, sizes, curve.hit_rate, speed * setting.batch, bound, online)
     with_cpu = {}
     in_order = decode_steps(trace, setting, context) if machine.coefficients else steps
     for system in WITH_CPU if machine.coefficients else ():

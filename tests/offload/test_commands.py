@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from xml.etree import ElementTree
+
 import numpy as np
 import pytest
 
@@ -42,6 +44,9 @@ def test_whatif_on_the_sample(capsys, tmp_path):
     assert data["recommended"] == 8
     for file in ("report.html", "report.md", "whatif-cache.json"):
         assert (tmp_path / file).stat().st_size > 1000
+    drawing = (tmp_path / "tokens-per-s.svg").read_text()
+    assert ElementTree.fromstring(drawing).tag.endswith("svg")
+    assert "var(--" not in drawing
     page = (tmp_path / "report.html").read_text()
     assert page.count("<svg") == 3
     assert "http" not in page.replace("http-equiv", "").replace("http://www.w3.org", "")

@@ -164,3 +164,41 @@ def test_unpopular_experts_travel_narrow_and_are_not_kept():
     assert run.step_s.tolist() == [7.0, 3.0]
     everything = replay(tokens, replace(asked, narrow=None), cost)
     assert everything.step_s.tolist() == [9.0, 2.0]
+
+
+def test_prefetch_by_impact_takes_what_saves_most():
+    """Layer 1 will need experts 1 (one token) and 2 (nine); the CPU runs what is missing.
+
+    There is time for one copy. In the predictor's order it is expert 1, by impact expert 2.
+    """
+    tokens = np.zeros((1, 2, 4), np.int64)
+    tokens[0, 0, 0] = 1
+    tokens[0, 1, [1, 2]] = [1, 9]
+    rows = np.arange(10)
+    cost = Timing(np.full(10, 0.1), 1.0 * rows, 0.0, 3.0, 3.0, 9.0, np.full(1, 1.0))
+    named = np.array([[[-1, -1], [1, 2]]])
+    asked = plan(tokens, 2, "split", predicted=named)
+    # Layer 0: 1 s and 1 s on the CPU; the gate of layer 1 is known at 3 s, the copy ends at 4 s.
+    by_order = replay(tokens, asked, cost)
+    by_impact = replay(tokens, replace(asked, impact=True), cost)
+    assert by_order.step_s.tolist() == pytest.approx([3.0 + 9.0])
+    assert by_impact.step_s.tolist() == pytest.approx([3.0 + 1.1])
+
+
+def test_what_the_cpu_computed_fills_slots_while_the_link_is_idle():
+    tokens = np.zeros((2, 1, 4), np.int64)
+    tokens[:, 0, 0] = 1
+    cost = Timing(np.array([0, 0.5]), np.array([0, 2.0]), 0.0, 1.0, 1.0, 9.0, np.full(2, 0.5))
+    asked = plan(tokens, 2, "split")
+    assert replay(tokens, asked, cost).step_s.tolist() == [2.5, 2.5]
+    filled = replay(tokens, replace(asked, fill=True), cost)
+    assert filled.step_s.tolist() == [2.5, 1.0]
+    assert filled.total("prefetches") == 1
+
+
+def test_prefill_may_have_a_schedule_of_its_own():
+    tokens = np.zeros((2, 1, 4), np.int64)
+    tokens[:, 0, 0] = 1
+    cost = Timing(np.array([0, 0.5]), np.array([0, 2.0]), 0.0, 1.0, 1.0, 9.0, np.zeros(2))
+    asked = plan(tokens, 0, "split", prefill=np.array([True, False]), prefill_schedule="on-demand")
+    assert replay(tokens, asked, cost).step_s.tolist() == [1.5, 2.0]
