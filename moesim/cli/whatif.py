@@ -19,6 +19,10 @@ __all__ = ["DEFAULT_HARDWARE", "app"]
 
 DEFAULT_HARDWARE = "rtx4090+epyc_9554"
 
+SAMPLE_MEMORY = "2.5 GB"
+"""GPU memory that the bundled sample is given where neither memory nor slots are stated: all of its
+experts would fit into any GPU, and there would be nothing to decide."""
+
 DEFAULT_POLICIES = ("lru", "lfu", "lfru", "mrs", "belady")
 
 app = typer.Typer(name="whatif", help="What other sizes would bring.", no_args_is_help=True)
@@ -105,7 +109,13 @@ def cache(
 
     console = Console(as_json=as_json, quiet=quiet)
     given = open_inputs(
-        trace=trace, model=model, hardware=hardware, memory=memory, bits=bits, host_bits=host_bits
+        trace=trace,
+        model=model,
+        hardware=hardware,
+        memory=memory,
+        bits=bits,
+        host_bits=host_bits,
+        sample_memory=SAMPLE_MEMORY if slots is None else None,
     )
     spec = given.model
     sizes = default_slots(spec.experts, spec.top_k)

@@ -11,12 +11,9 @@ from moesim.offload.tiers import Formats, Machine, load_machine
 from moesim.traces.bundle import Trace, open_trace, sample_path
 from moesim.units import parse_quantity
 
-__all__ = ["SAMPLE_MEMORY", "Inputs", "numbers", "open_inputs"]
+__all__ = ["Inputs", "numbers", "open_inputs"]
 
 SAMPLE_MODEL = "small-moe-30b-dims"
-SAMPLE_MEMORY = "2.5 GB"
-"""GPU memory that the bundled sample is given where none is stated: all of its experts would fit
-into any GPU, and there would be nothing to decide."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +50,9 @@ def open_inputs(
     disk_bits: float | None = None,
     narrow_bits: float | None = None,
     nvme: str | None = None,
+    sample_memory: str | None = None,
 ) -> Inputs:
-    """Open what the options name.
+    """Open what the options name; ``sample_memory`` is that of the sample if none is stated.
 
     Raises:
         UsageError: If options contradict one another.
@@ -85,7 +83,7 @@ def open_inputs(
             )
     whole = _bits("--bits", bits, spec.expert_bits)
     if memory is None and trace is None and model is None:
-        memory = SAMPLE_MEMORY
+        memory = sample_memory
     nvme_bytes_per_s = _quantity("--nvme", nvme, "bytes_per_s")
     machine = load_machine(hardware)
     if nvme_bytes_per_s is not None:

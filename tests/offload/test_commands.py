@@ -23,7 +23,18 @@ def tiny(tmp_path_factory):
 
 
 def test_whatif_on_the_sample(capsys, tmp_path):
-    words = ("whatif", "cache", "--slots", "4,8,12,32", "--out", tmp_path, "--json", "--quiet")
+    words = (
+        "whatif",
+        "cache",
+        "--slots",
+        "4,8,12,32",
+        "--memory",
+        "2.5 GB",
+        "--out",
+        tmp_path,
+        "--json",
+        "--quiet",
+    )
     data = moesim(capsys, *words).json
     assert data["schema"] == "moesim.whatif-cache/1"
     assert (data["contract"], data["cold"]) == ("event-atomic", "miss")
