@@ -23,6 +23,8 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         *("context_mla", "generation_mla", "context_mla_module", "generation_mla_module"),
         *("wideep_context_mla", "wideep_generation_mla", "mla_bmm"),
     ),
+    "small": ("compute_scale", "scale_matrix", "hyper_connection"),
+    "linear": ("gdn", "kda", "mamba2"),
     "comm": (
         *("collective", "custom_allreduce", "deepep_normal", "deepep_low_latency"),
         *("moe_all_to_all", "trtllm_alltoall"),

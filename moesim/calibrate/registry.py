@@ -35,6 +35,11 @@ CALIBRATED = {
     "moe_all_to_all": "moesim.calibrate.fit_comm:COMM",
     "trtllm_alltoall": "moesim.calibrate.fit_comm:COMM",
     "scale_matrix": "moesim.calibrate.fit_elementwise:ElementwiseOperator",
+    "compute_scale": "moesim.calibrate.fit_streaming:STREAMING",
+    "gdn": "moesim.calibrate.fit_streaming:STREAMING",
+    "kda": "moesim.calibrate.fit_streaming:STREAMING",
+    "mamba2": "moesim.calibrate.fit_streaming:STREAMING",
+    "hyper_connection": "moesim.calibrate.fit_streaming:STREAMING",
     "cpu_experts": "moesim.calibrate.fit_cpu:CpuExperts",
 }
 """Where each operator's class, or the operators that it is one of, lie; imported when asked for."""

@@ -42,6 +42,11 @@ KINDS: Mapping[str, str] = {
     "deepep_low_latency": "moesim.operators.comm_fits:DeepEpFit",
     "moe_all_to_all": "moesim.operators.comm_fits:DeepEpFit",
     "trtllm_alltoall": "moesim.operators.comm_fits:NvlinkAllToAllFit",
+    "compute_scale": "moesim.operators.streaming:StreamKernel",
+    "gdn": "moesim.operators.streaming:StreamKernel",
+    "kda": "moesim.operators.streaming:StreamKernel",
+    "mamba2": "moesim.operators.streaming:StreamKernel",
+    "hyper_connection": "moesim.operators.streaming:StreamKernel",
     "scale_matrix": "moesim.operators.elementwise:ElementwiseKernel",
 }
 """By operator, where the document of its fits lies; imported when asked for."""
