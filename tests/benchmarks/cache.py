@@ -61,8 +61,8 @@ def wandering_layer(tokens, rng):
     for token in range(tokens):
         level = 0.97 * level + 0.243 * scores[token]
         scores[token] = level
-    scores += popularity + rng.gumbel(size=(tokens, EXPERTS))
-    return np.argpartition(-scores, TOP_K, axis=1)[:, :TOP_K].astype(np.uint8)
+    noisy = scores + popularity + rng.gumbel(size=(tokens, EXPERTS))
+    return np.argpartition(-noisy, TOP_K, axis=1)[:, :TOP_K].astype(np.uint8)
 
 
 def make_trace(tokens, layers, seed):

@@ -48,7 +48,6 @@ class MoEInfinity(StackPolicy):
         """The smallest number of slots at which each access hits: [N] uint16."""
         depths = np.empty(accesses.count, np.uint16)
         place_type = scratch_type(accesses)
-        layers, experts = len(accesses.layers), accesses.experts
         _depths(
             accesses.ids,
             accesses.starts,
@@ -56,9 +55,11 @@ class MoEInfinity(StackPolicy):
             accesses.begins,
             atomic,
             accesses.events_per_step,
-            np.zeros((self.stored, layers, experts)),
-            np.zeros((layers, experts)),
-            np.zeros((layers, experts)),
+            accesses.experts,
+            np.zeros((self.stored, accesses.objects)),
+            np.zeros(accesses.objects),
+            np.zeros(accesses.objects),
+            np.zeros(accesses.objects),
             np.empty(accesses.objects, np.int64),
             np.empty(accesses.objects + 1, place_type),
             np.zeros(accesses.objects, place_type),
@@ -75,34 +76,30 @@ def _depths(
     begins: np.ndarray,
     atomic: bool,
     events_per_step: int,
+    experts: int,
     stored: np.ndarray,
     current: np.ndarray,
     coming: np.ndarray,
+    priority: np.ndarray,
     last_use: np.ndarray,
     stack: np.ndarray,
     place: np.ndarray,
     depths: np.ndarray,
 ) -> None:
-    # coming: cosine · share in the stored matrix.
-    experts = current.shape[1]
-    priority = np.zeros(current.size)
+    # Matrices lie flat, layer after layer. coming: cosine · share in the stored matrix.
     kept, sequence = 0, 0
     for segment in range(resets.size - 1):
         height = 0
         for event in range(resets[segment], resets[segment + 1]):
             first, last = starts[event], starts[event + 1]
             if sequence < begins.size and event == begins[sequence]:
-                if sequence > 0 and stored.shape[0] > 0:
-                    stored[kept % stored.shape[0]] = current
-                    kept += 1
-                current[:] = 0
+                kept += _begin(stored, kept, sequence > 0, current, coming)
                 sequence += 1
-                coming[:] = 0
             elif event % events_per_step == 0 and kept > 0:
-                _look_up(stored, min(kept, stored.shape[0]), current, coming)
+                _look_up(stored, min(kept, stored.shape[0]), experts, current, coming)
             for i in range(first, last):
-                current[ids[i] // experts, ids[i] % experts] += 1
-            _prioritise(current, coming, priority)
+                current[ids[i]] += 1
+            _prioritise(current, coming, experts, priority)
             if atomic:
                 locate(stack, height, place)
                 for i in range(first, last):
@@ -117,27 +114,52 @@ def _depths(
 
 
 @compiled
-def _prioritise(current: np.ndarray, coming: np.ndarray, priority: np.ndarray) -> None:
-    layers, experts = current.shape
-    for layer in range(layers):
-        total = max(current[layer].sum(), 1.0)
-        for e in range(experts):
-            share = current[layer, e] / total + coming[layer, e]
-            priority[layer * experts + e] = share * (1 - layer / layers)
+def _begin(
+    stored: np.ndarray, kept: int, store: bool, current: np.ndarray, coming: np.ndarray
+) -> int:
+    """Start a sequence; whether the matrix of the last one was stored."""
+    store = store and stored.shape[0] > 0
+    for e in range(current.size):
+        if store:
+            stored[kept % stored.shape[0], e] = current[e]
+        current[e] = 0
+        coming[e] = 0
+    return int(store)
 
 
 @compiled
-def _look_up(stored: np.ndarray, kept: int, current: np.ndarray, coming: np.ndarray) -> None:
+def _prioritise(
+    current: np.ndarray, coming: np.ndarray, experts: int, priority: np.ndarray
+) -> None:
+    layers = current.size // experts
+    for layer in range(layers):
+        begin = layer * experts
+        total = 0.0
+        for e in range(begin, begin + experts):
+            total += current[e]
+        for e in range(begin, begin + experts):
+            share = current[e] / max(total, 1.0) + coming[e]
+            priority[e] = share * (1 - layer / layers)
+
+
+@compiled
+def _look_up(
+    stored: np.ndarray, kept: int, experts: int, current: np.ndarray, coming: np.ndarray
+) -> None:
     """Find the stored matrix most like the current one, and what it says is to come."""
     best, cosine = 0, -1.0
-    norm = np.sqrt((current * current).sum())
     for k in range(kept):
-        other = stored[k]
-        product = (other * current).sum()
-        alike = product / max(norm * np.sqrt((other * other).sum()), 1e-300)
+        product, mine, other = 0.0, 0.0, 0.0
+        for e in range(current.size):
+            product += current[e] * stored[k, e]
+            mine += current[e] ** 2
+            other += stored[k, e] ** 2
+        alike = product / max(np.sqrt(mine * other), 1e-300)
         if alike > cosine:
             best, cosine = k, alike
-    for layer in range(current.shape[0]):
-        total = max(stored[best, layer].sum(), 1.0)
-        for e in range(current.shape[1]):
-            coming[layer, e] = cosine * stored[best, layer, e] / total
+    for begin in range(0, current.size, experts):
+        total = 0.0
+        for e in range(begin, begin + experts):
+            total += stored[best, e]
+        for e in range(begin, begin + experts):
+            coming[e] = cosine * stored[best, e] / max(total, 1.0)
