@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from moesim.errors import InputError
 from moesim.extras import require
 from moesim.traces.bundle import Trace
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 __all__ = ["Sequences", "trace_sequences"]
 
@@ -72,18 +76,20 @@ def trace_sequences(trace: Trace, sample_tokens: int | None = None) -> Sequences
     order: np.ndarray | None = None
     names: tuple[str, ...] = ()
     domain: np.ndarray | None = None
-    columns = _request_columns(trace)
-    if "request" in columns:
-        request = columns["request"]
+    table = _requests(trace)
+    if table is not None and "request" in table.column_names:
+        request = table.column("request").to_numpy()
         changes = np.flatnonzero(request[1:] != request[:-1]) + 1
         firsts = request[np.concatenate([[0], changes])]
         if len(np.unique(firsts)) < len(firsts):
             order = np.argsort(request, kind="stable").astype(np.int64)
             changes = np.flatnonzero(np.diff(request[order])) + 1
         bounds = np.concatenate([[0], changes, [len(request)]]).astype(np.int64)
-        if "domain" in columns:
+        if "domain" in table.column_names:
+            # A name per request, not per token: text of ten million tokens would take gigabytes.
             heads = bounds[:-1] if order is None else order[bounds[:-1]]
-            found, domain = np.unique(columns["domain"][heads].astype(str), return_inverse=True)
+            of_request = table.column("domain").take(heads).to_numpy().astype(str)
+            found, domain = np.unique(of_request, return_inverse=True)
             names = tuple(found.tolist())
     if sample_tokens is not None:
         lengths = np.diff(bounds)
@@ -95,25 +101,22 @@ def trace_sequences(trace: Trace, sample_tokens: int | None = None) -> Sequences
     return Sequences(bounds, order, names, domain)
 
 
-def _request_columns(trace: Trace) -> dict[str, np.ndarray]:
+def _requests(trace: Trace) -> pa.Table | None:
     """Request and domain of every token, as far as the trace has them; no more is read."""
     if trace.path is None or not (file := trace.path / "requests.parquet").is_file():
-        return {}
+        return None
     parquet = require("pyarrow.parquet", "parquet", "reading requests.parquet")
     arrow_error = require("pyarrow", "parquet", "reading requests.parquet").ArrowException
     try:
         names = set(parquet.read_schema(file).names) & {"request", "domain"}
         table = parquet.read_table(file, columns=sorted(names), read_dictionary=["domain"])
-        columns = {name: table.column(name).to_numpy() for name in names}
     except (OSError, ValueError, TypeError, MemoryError, arrow_error) as error:
         raise InputError("not a usable parquet file", file=file, found=str(error)) from error
-    for name, column in columns.items():
-        if len(column) != trace.manifest.tokens:
-            raise InputError(
-                "one row per token is needed",
-                file=file,
-                field=name,
-                found=f"{len(column)} rows",
-                allowed=f"{trace.manifest.tokens} rows",
-            )
-    return columns
+    if table.num_rows != trace.manifest.tokens:
+        raise InputError(
+            "one row per token is needed",
+            file=file,
+            found=f"{table.num_rows} rows",
+            allowed=f"{trace.manifest.tokens} rows",
+        )
+    return table

@@ -106,6 +106,21 @@ def test_requests_and_samples_of_a_bundle(tmp_path):
     assert accesses.ids.tolist() == routing[0, [0, 1, 5]].reshape(-1).tolist()
 
 
+def test_requests_that_cannot_be_read_are_refused(tmp_path):
+    pytest.importorskip("pyarrow")
+    routing = local_routing(np.random.default_rng(0), tokens=6, experts=4)
+    trace = write_trace(tmp_path / "t", routing, model="m", experts=4, source="test")
+    file = trace.path / "requests.parquet"
+    file.write_bytes(b"no parquet")
+    with pytest.raises(InputError, match=r"requests.parquet: not a usable parquet file"):
+        trace_sequences(trace)
+    pd.DataFrame({"request": [1, 2]}).to_parquet(file)
+    with pytest.raises(InputError, match="found 2 rows; allowed: 6 rows"):
+        trace_sequences(trace)
+    pd.DataFrame({"phase": ["decode"] * 6}).to_parquet(file)
+    assert trace_sequences(trace).bounds.tolist() == [0, 6]
+
+
 @pytest.mark.parametrize(
     ("given", "says"),
     [
