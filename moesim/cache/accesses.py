@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -71,10 +72,17 @@ class Accesses:
         """S."""
         return len(self.starts) - 1
 
-    @property
+    @cached_property
     def segments(self) -> np.ndarray:
         """[R + 1] int64, the accesses at which the cache is empty, and N."""
         return self.starts[self.resets]
+
+    @cached_property
+    def first_touches(self) -> np.ndarray:
+        """[n] int64, ascending: the accesses that are the first to their expert since a reset."""
+        room = np.minimum(np.diff(self.segments), self.objects).sum()
+        found = np.empty(room, np.int64)
+        return found[: _first_touches(self.ids, self.segments, self.objects, found)]
 
 
 def cache_accesses(
@@ -281,3 +289,20 @@ def _collect(
                         sums[place[item]] += gates[layer, token, k]
     starts[events] = written
     return written, assignments
+
+
+@compiled
+def _first_touches(ids: np.ndarray, segments: np.ndarray, objects: int, found: np.ndarray) -> int:
+    stamp = np.full(objects, -1, np.int64)
+    count = 0
+    for segment in range(segments.size - 1):
+        left = objects
+        for i in range(segments[segment], segments[segment + 1]):
+            if stamp[ids[i]] != segment:
+                stamp[ids[i]] = segment
+                found[count] = i
+                count += 1
+                left -= 1
+                if left == 0:
+                    break
+    return count

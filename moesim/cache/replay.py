@@ -23,7 +23,6 @@ from moesim.traces.sequences import Sequences
 __all__ = [
     "HitCurve",
     "depths",
-    "first_touches",
     "hit_counts",
     "hit_curve",
     "replay",
@@ -142,7 +141,7 @@ def hit_curve(
         cache = 0 if pooled else number
         wanted = np.minimum(sizes, largest) if pooled else quotas[cache]
         hits[cache] += hit_counts(accesses, policy, wanted, setting)
-        first = first_touches(accesses).size
+        first = accesses.first_touches.size
         totals[:, cache] += [accesses.count, accesses.events, accesses.assignments, first]
     return HitCurve(policy.label, setting, sizes, hits, *totals)
 
@@ -229,7 +228,7 @@ def replay(
         assert isinstance(policy, SizedPolicy)  # noqa: S101  for the type checker
         found = policy.hits(accesses, atomic=setting.atomic, slots=slots)
     if not policy.preloaded:
-        first = first_touches(accesses)
+        first = accesses.first_touches
         warm = setting.cold == "hit"
         found[first] = _order_in_segment(first, accesses) <= slots if warm else False
     return found
@@ -243,17 +242,9 @@ def depths(accesses: Accesses, policy: StackPolicy, setting: CacheSetting) -> np
     """
     depth = policy.depths(accesses, atomic=setting.atomic)
     if not policy.preloaded:
-        first = first_touches(accesses)
+        first = accesses.first_touches
         depth[first] = 0 if setting.cold == "miss" else _order_in_segment(first, accesses)
     return depth
-
-
-def first_touches(accesses: Accesses) -> np.ndarray:
-    """The accesses that are the first to their expert since a reset: [n] int64, ascending."""
-    segments = accesses.segments
-    room = np.minimum(np.diff(segments), accesses.objects).sum()
-    found = np.empty(room, np.int64)
-    return found[: _first_touches(accesses.ids, segments, accesses.objects, found)]
 
 
 def _order_in_segment(first: np.ndarray, accesses: Accesses) -> np.ndarray:
@@ -261,23 +252,6 @@ def _order_in_segment(first: np.ndarray, accesses: Accesses) -> np.ndarray:
     firsts_of_segment = np.searchsorted(first, accesses.segments[:-1])
     segment = np.searchsorted(accesses.segments, first, side="right") - 1
     return np.arange(first.size) - firsts_of_segment[segment] + 1
-
-
-@compiled
-def _first_touches(ids: np.ndarray, segments: np.ndarray, objects: int, found: np.ndarray) -> int:
-    stamp = np.full(objects, -1, np.int64)
-    count = 0
-    for segment in range(segments.size - 1):
-        left = objects
-        for i in range(segments[segment], segments[segment + 1]):
-            if stamp[ids[i]] != segment:
-                stamp[ids[i]] = segment
-                found[count] = i
-                count += 1
-                left -= 1
-                if left == 0:
-                    break
-    return count
 
 
 @compiled

@@ -8,7 +8,7 @@ import pytest
 from moesim.cache.accesses import cache_accesses
 from moesim.cache.policy import StackPolicy
 from moesim.cache.registry import POLICIES, find_policy
-from moesim.cache.replay import first_touches, hit_counts, hit_curve, replay
+from moesim.cache.replay import hit_counts, hit_curve, replay
 from moesim.cache.setting import CacheSetting
 from moesim.errors import UsageError
 
@@ -95,7 +95,7 @@ def test_on_1000_random_traces_what_must_hold_for_any():
         trace, setting = random_trace(seed, tokens=25), settings(seed)
         (accesses,) = cache_accesses(trace, setting)
         sizes = np.arange(1, accesses.objects + 1)
-        cold = first_touches(accesses).size if setting.cold == "miss" else 0
+        cold = accesses.first_touches.size if setting.cold == "miss" else 0
         best = hit_counts(accesses, "belady-bypass", sizes, setting)
         for name in ["belady", "lru", "lfu", causal[seed % len(causal)]]:
             policy = find_policy(name)
