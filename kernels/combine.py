@@ -15,7 +15,7 @@ from moesim.kernels.work import Work, element_bytes
 __all__ = ["combine", "combine_reference", "combine_work"]
 
 
-@jit
+@jit()
 def combine_kernel(
     y,
     row,

@@ -38,9 +38,16 @@ class _Missing:
         raise MissingExtraError("triton", "kernels", "running this kernel")
 
 
-def jit(function: Callable[..., Any]) -> Any:
-    """``triton.jit``, or an object that says that Triton is missing when it is launched."""
-    return triton.jit(function) if HAS_TRITON else _Missing()
+def jit(*varying: str) -> Callable[[Callable[..., Any]], Any]:
+    """``triton.jit``, or an object that says that Triton is missing when it is launched.
+
+    Args:
+        varying: Whole-number arguments that differ from call to call. Triton compiles a kernel
+            anew where others turn into 1 or stop being multiples of 16; these do not count.
+    """
+    if not HAS_TRITON:
+        return lambda function: _Missing()
+    return lambda function: triton.jit(function, do_not_specialize=list(varying))
 
 
 def constexpr(value: Any) -> Any:

@@ -38,7 +38,7 @@ class Permutation:
     weight: torch.Tensor
 
 
-@jit
+@jit("choices")
 def count_kernel(ids, block_counts, choices, experts, BLOCK: tl.constexpr, EXPERTS: tl.constexpr):
     """Choices of each expert in each block of choices: ``block_counts`` [blocks, E]."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -50,7 +50,7 @@ def count_kernel(ids, block_counts, choices, experts, BLOCK: tl.constexpr, EXPER
     tl.store(to, own, mask=every < experts)
 
 
-@jit
+@jit("blocks")
 def scan_kernel(
     block_counts,
     block_starts,
@@ -73,7 +73,7 @@ def scan_kernel(
     tl.store(counts + expert, before, mask=expert < experts)
 
 
-@jit
+@jit("choices")
 def place_kernel(
     ids,
     weights,

@@ -42,7 +42,7 @@ class BlockScales:
     w: torch.Tensor
 
 
-@jit
+@jit("rows")
 def quantise_rows_kernel(
     x,
     elements,

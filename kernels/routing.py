@@ -48,7 +48,7 @@ class Router:
             )
 
 
-@jit
+@jit("tokens")
 def route_kernel(
     logits,
     bias,

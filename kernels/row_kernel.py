@@ -15,7 +15,7 @@ from moesim.kernels.tile_kernel import epilogue
 __all__ = ["row_kernel", "sum_kernel"]
 
 
-@jit
+@jit("capacity", "stride_xsk")
 def row_kernel(
     x,
     w,
@@ -120,7 +120,7 @@ def row_kernel(
             tl.store(to, acc.T, mask=inside[:, None] & (columns < n)[None, :])
 
 
-@jit
+@jit("capacity")
 def sum_kernel(
     partial,
     out,

@@ -17,7 +17,7 @@ from moesim.kernels.language import jit, tl
 __all__ = ["epilogue", "tile_kernel"]
 
 
-@jit
+@jit()
 def epilogue(
     y,
     out,
@@ -54,7 +54,7 @@ def epilogue(
     tl.store(to, y.to(out.dtype.element_ty), mask=inside[:, None] & (columns < width)[None, :])
 
 
-@jit
+@jit()
 def row_tile_of(tile, total, row_tiles, per_group, GROUP_M: tl.constexpr):
     """Place in the tile table of a tile's rows; a tile behind the last counts as the last."""
     tile = tl.maximum(tl.minimum(tile, total - 1), 0)
@@ -63,7 +63,7 @@ def row_tile_of(tile, total, row_tiles, per_group, GROUP_M: tl.constexpr):
     return first + tile % per_group % members
 
 
-@jit
+@jit("capacity", "stride_xsk")
 def tile_kernel(
     x,
     w,

@@ -41,7 +41,7 @@ class TileTable:
         return self.tiles.shape[1]
 
 
-@jit
+@jit("rows", "capacity", "fewest", "most")
 def tile_table_kernel(
     counts,
     tiles,
