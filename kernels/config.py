@@ -8,7 +8,7 @@ from typing import Any, Literal
 from moesim.errors import InputError
 from moesim.kernels.tile_table import ANY_ROWS
 
-__all__ = ["GemmConfig", "Part"]
+__all__ = ["UNALIGNED", "GemmConfig", "Part"]
 
 
 @dataclass(frozen=True)
@@ -92,3 +92,10 @@ class Part:
     config: GemmConfig
     fewest: int = 1
     most: int = ANY_ROWS
+
+
+UNALIGNED = GemmConfig("tile", 64, 64, 32, 8, 2)
+"""For operands whose rows lie no multiple of 16 elements apart.
+
+They are loaded one element at a time, through registers, and in a larger tile these would spill.
+"""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from moesim.errors import InputError
-from moesim.kernels.config import GemmConfig, Part
+from moesim.kernels.config import UNALIGNED, GemmConfig, Part
 from moesim.kernels.language import INTERPRETED
 from moesim.kernels.quantise import BLOCK, BlockScales
 from moesim.kernels.targets import Target, check_type, core_count, target_of
@@ -17,8 +17,10 @@ from moesim.kernels.tile_table import TileTable, tile_table
 
 __all__ = ["Operands", "TileTables", "launch"]
 
-DESCRIPTOR_ALIGNMENT = 16
-"""Bytes that a descriptor's base and strides are multiples of (cuTensorMapEncodeTiled)."""
+ALIGNMENT = 16
+"""Elements. Triton takes a stride for aligned if it is a multiple of 16, and only then loads 16
+bytes at once; a descriptor's base and strides are multiples of 16 bytes (cuTensorMapEncodeTiled).
+"""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ class TileTables:
 def launch(operands: Operands, tables: TileTables, parts: Sequence[Part]) -> None:
     """Run the kernels of all parts; together they fill the rows of all experts.
 
+    Operands that are not aligned run :data:`moesim.kernels.config.UNALIGNED` instead.
+
     Raises:
         InputError: If a configuration cannot run these operands.
         UsageError: If the device cannot multiply their type.
@@ -67,9 +71,20 @@ def launch(operands: Operands, tables: TileTables, parts: Sequence[Part]) -> Non
     target = target_of(operands.x.device)
     check_type(operands.x.dtype, target)
     check_parts(parts)
+    aligned = _aligned(operands)
     if operands.scales is not None:
+        if not aligned:
+            raise InputError(
+                "fp8 operands must be aligned",
+                field="x",
+                found=f"strides of x {operands.x.stride()}, of w {operands.w.stride()}",
+                allowed=f"K and the distance of rows multiples of {ALIGNMENT}",
+                fix="pad K",
+            )
         for part in parts:
             check_block_scales(part.config)
+    if not aligned:
+        parts = (Part(UNALIGNED),)
     with torch.cuda.device_of(operands.x):  # type: ignore[no-untyped-call]
         for part in parts:
             run = _run_tile if part.config.kernel == "tile" else _run_row
@@ -120,8 +135,9 @@ def _run_tile(operands: Operands, table: TileTable, config: GemmConfig, target: 
     from moesim.kernels.tile_kernel import tile_kernel
 
     x, w = operands.x, operands.w
-    describe_x = target.descriptors and operands.gather is None and _describable(x)
-    describe_w = target.descriptors and _describable(w)
+    describe = target.descriptors and config != UNALIGNED
+    describe_x = describe and operands.gather is None and _describable(x)
+    describe_w = describe and _describable(w)
     block_x, block_w = [config.block_m, config.block_k], [1, config.block_n, config.block_k]
     column_tiles = -(-w.shape[1] // config.block_n)
     programs = core_count(x.device) * config.programs_per_core
@@ -215,15 +231,20 @@ def _common(operands: Operands, table: TileTable, config: GemmConfig) -> dict[st
     }
 
 
+def _aligned(operands: Operands) -> bool:
+    """Whether rows of both operands begin where wide loads can."""
+    x, w = operands.x, operands.w
+    outer = (*x.stride()[:-1], *w.stride()[:-1], w.shape[2])
+    pointers = (x.data_ptr(), w.data_ptr())
+    return all(value % ALIGNMENT == 0 for value in (*outer, *pointers))
+
+
 def _describable(tensor: torch.Tensor) -> bool:
-    """Whether the copy engine can read a tensor: alignment, and rows that do not overlap."""
-    size = tensor.element_size()
-    outer = tensor.stride()[:-1]
-    return (
-        tensor.data_ptr() % DESCRIPTOR_ALIGNMENT == 0
-        and all(stride * size % DESCRIPTOR_ALIGNMENT == 0 for stride in outer)
-        and all(stride >= tensor.shape[-1] for stride in outer)
-        and all(0 < length < 2**31 for length in tensor.shape)
+    """Whether the copy engine can read an aligned tensor: rows must not overlap."""
+    strides = tensor.stride()
+    lengths = tensor.shape
+    return all(0 < length < 2**31 for length in lengths) and all(
+        strides[axis] >= strides[axis + 1] * lengths[axis + 1] for axis in range(len(lengths) - 1)
     )
 
 

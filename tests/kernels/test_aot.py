@@ -11,7 +11,7 @@ from moesim.kernels import check
 from moesim.kernels.aot import Facts
 from moesim.kernels.candidates import candidate_configs
 from moesim.kernels.check import Case, cases, compile_case, gemm_cases, violations
-from moesim.kernels.config import GemmConfig
+from moesim.kernels.config import UNALIGNED, GemmConfig
 from moesim.kernels.config_table import default_table
 from moesim.kernels.targets import TARGETS
 
@@ -23,7 +23,7 @@ GEMMS = [
     Case("row", "sm_80", "down", "bf16", GemmConfig("row", 16, 128, 64, 4, 4)),
     Case("tile", "sm_90a", "up", "bf16", LARGE),
     Case("tile", "sm_90a", "down", "bf16", LARGE),
-    Case("tile", "sm_90a", "pointers", "bf16", LARGE),
+    Case("tile", "sm_90a", "unaligned", "bf16", UNALIGNED),
     Case("tile", "sm_90a", "up", "fp8", GemmConfig("tile", 128, 128, 128, 8, 3)),
     Case("row", "sm_90a", "up", "bf16", GemmConfig("row", 16, 128, 128, 4, 4)),
     Case("row", "sm_90a", "up", "bf16", GemmConfig("row", 16, 128, 128, 4, 4, split_k=4)),
@@ -45,7 +45,7 @@ def test_gemms_are_what_they_claim(case):
     unit = check.MATRIX_UNITS[case.target, case.dtype]
     assert counts[unit] > 0
     assert ("UTMALDG" in counts) == (
-        case.kernel == "tile" and case.variant != "pointers" and TARGETS[case.target].descriptors
+        case.kernel == "tile" and case.variant != "unaligned" and TARGETS[case.target].descriptors
     )
     assert outcome.facts.spills == outcome.facts.stack_bytes == 0
     assert outcome.facts.shared_bytes <= TARGETS[case.target].shared_bytes

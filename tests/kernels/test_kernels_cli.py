@@ -16,10 +16,9 @@ pytest.importorskip("triton", reason="there is no Triton for this system")
 
 def test_check_reports_facts(capsys, tmp_path):
     page = tmp_path / "page.md"
-    page.write_text(
-        "before\n<!-- facts: moesim kernels check --readme -->\nstale facts\n<!-- end of facts -->\nafter\n"
-    )
-    words = "--targets sm_90a,gfx942 --only permute-count --workers 1 --json".split()
+    marks = "<!-- facts: moesim kernels check --readme -->", "<!-- end of facts -->"
+    page.write_text("\n".join(["before", marks[0], "stale facts", marks[1], "after", ""]))
+    words = ("--targets", "sm_90a,gfx942", "--only", "permute-count", "--workers", 1, "--json")
     answer = moesim(capsys, "kernels", "check", *words, "--readme", page)
     assert answer.code == 0, answer.err
     data = answer.json
@@ -48,7 +47,8 @@ def spilling_table(tmp_path):
 
 
 def test_check_fails_with_a_broken_fact(capsys, tmp_path):
-    words = "--targets sm_90a --only tile-256x256x128-w8-s4/bf16/down --workers 1 --json".split()
+    name = "tile-256x256x128-w8-s4/bf16/down"
+    words = ("--targets", "sm_90a", "--only", name, "--workers", 1, "--json")
     answer = moesim(capsys, "kernels", "check", *words, "--table", spilling_table(tmp_path))
     assert answer.code == 6
     assert answer.json["ok"] is False
