@@ -20,8 +20,8 @@ __all__ = ["Clock", "CpuTimer", "CudaTimer", "Timed", "Timer", "cpu_clock"]
 
 Clock = Literal["wall", "thread-cpu", "cuda-event"]
 
-FLUSH_CACHES = 4
-"""Bytes written before a call, in sizes of the L2."""
+FLUSH_CACHES, LEAST_FLUSH_BYTES = 4, 2**28
+"""Bytes written before a call: so many sizes of the L2, and enough to hide a launch behind."""
 WARM_UPS = 3
 
 Prepare = Callable[[], Callable[[], Any]]
@@ -119,7 +119,7 @@ class CudaTimer:
     def __init__(self, torch: Any) -> None:
         self._torch = torch
         cache = int(torch.cuda.get_device_properties(0).L2_cache_size)
-        self.flush_bytes = max(2**28, FLUSH_CACHES * cache)
+        self.flush_bytes = max(LEAST_FLUSH_BYTES, FLUSH_CACHES * cache)
         self._flush = torch.empty(self.flush_bytes, dtype=torch.int8, device="cuda")
         # One pool for all graphs: they run one at a time, and nobody reads their results.
         self._pool = torch.cuda.graph_pool_handle()

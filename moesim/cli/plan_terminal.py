@@ -72,7 +72,7 @@ def _validation(found: PlacementValidation, words: Words, console: Console) -> N
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for index, name in enumerate(shown.columns):
         table.add_column(
-            words(name.replace(" ", "\n"), _QUIET),
+            words("\n".join(name.rsplit(" ", 1)), _QUIET),
             justify="right" if index else "left",
             vertical="bottom",
         )
