@@ -191,8 +191,9 @@ def plan_cases(
 
 def _ceilings(scale: Scale) -> Iterator[Case]:
     """A copy far larger than any cache, and the square product that vendors' peaks are shown by."""
-    small = scale.width > 1
-    size, side = (2**27, 1024) if small else (2**32, 8192)
+    size, side = (2**32, 8192) if scale.width == 1 else (2**27, 1024)
+    if scale.width > 8:  # a test
+        size, side = 2**20, 256
     name = f"dense/{side}/{scale.dtype}"
     yield Case(f"copy/{size}", "copy", "ceiling", "", "bytes", size, 0, (), "")
     yield Case(name, "dense", "ceiling", "", scale.dtype, side, side, (side,), "even")
