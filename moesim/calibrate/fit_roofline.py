@@ -33,6 +33,9 @@ __all__ = ["attention_work", "fit_roofline_errors"]
 ROWS_PER_SYSTEM = 4000
 """Of one operator; quantiles of more rows change by less than their spread between systems."""
 
+LEAST_ROWS = 30
+"""Of a size, for quantiles of its own."""
+
 Ratios = Iterator[tuple[np.ndarray, np.ndarray]]
 """Roofline seconds and measured seconds of some rows."""
 
@@ -56,32 +59,43 @@ def fit_roofline_errors(
         "dispatch": _dispatch,
         "small": _small,
     }
-    rows, intervals = {}, {}
+    rows, shortest, intervals = {}, {}, {}
     for operator, read in parts.items():
         found = list(read(source, systems))
         roof, measured = (np.concatenate(column) for column in zip(*found, strict=True))
         good = (roof > 0) & np.isfinite(measured)
-        rows[operator] = int(good.sum())
-        intervals[operator] = _quantiles(roof[good], measured[good])
+        roof, measured = roof[good], measured[good]
+        rows[operator] = len(roof)
+        short = roof <= SIZES_S[0]
+        shortest[operator] = _ends(measured[short] if short.any() else measured)
+        intervals[operator] = _quantiles(roof, measured)
     return RooflineErrors(
-        source=with_version(source), date=date, command=command, rows=rows, intervals=intervals
+        source=with_version(source),
+        date=date,
+        command=command,
+        rows=rows,
+        shortest_s=shortest,
+        intervals=intervals,
     )
 
 
 def _quantiles(roof: np.ndarray, measured: np.ndarray) -> tuple[tuple[float, float], ...]:
-    """Of every size of the roofline time; a size without rows takes the next larger one's."""
+    """Of every size of the roofline but the shortest; one with few rows takes the next larger."""
     size = np.searchsorted(SIZES_S, roof, side="left")
     found: list[tuple[float, float]] = []
-    for number in range(len(SIZES_S), -1, -1):
+    for number in range(len(SIZES_S), 0, -1):
         own = size == number
-        if own.sum() < 30 and found:
+        if own.sum() < LEAST_ROWS and found:
             found.insert(0, found[0])
             continue
-        chosen = own if own.any() else np.ones(len(roof), bool)
-        ratio = measured[chosen] / roof[chosen]
-        low, high = np.quantile(ratio, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-        found.insert(0, (float(low), float(high)))
+        chosen = own if own.sum() >= LEAST_ROWS else size >= min(number, size.max())
+        found.insert(0, _ends(measured[chosen] / roof[chosen]))
     return tuple(found)
+
+
+def _ends(values: np.ndarray) -> tuple[float, float]:
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
+    return low, high
 
 
 def _by_system(frame: Frame, seed: int = 0) -> Iterator[tuple[Device, Frame]]:

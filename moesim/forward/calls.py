@@ -39,7 +39,6 @@ class StepShape:
         load: Sequences over all devices of a stage.
         formats: Of weights, activations and cache.
         slot_tokens: [W, R, s] tokens of every expert slot in draws of one layer.
-        transfer_arithmetic: Whether token vectors travel in FP8 on their way to experts.
     """
 
     model: ModelSpec

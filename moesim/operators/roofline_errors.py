@@ -17,12 +17,22 @@ from moesim.schema import Document
 
 __all__ = ["SIZES_S", "RooflineErrors", "roofline_interval", "shipped_roofline_errors"]
 
-SIZES_S = (1e-6, 10e-6, 100e-6)
-"""Roofline times at which errors are told apart: below, fixed times of a kernel dominate."""
+SIZES_S = (1e-6, 3e-6, 10e-6, 30e-6, 100e-6, 300e-6)
+"""Roofline times at which errors are told apart. Below the first, fixed times are nearly all."""
 
 
 class RooflineErrors(Document):
-    """Measured over roofline time: the central 80 %, by operator and by size of the roofline."""
+    """Measured over roofline time, the central 80 %, by operator and by size of the roofline.
+
+    Attributes:
+        source: Package and version, or folder, that the rows came from.
+        date: Of the comparison.
+        command: That repeats it.
+        rows: Compared, by operator.
+        shortest_s: By operator, the central 80 % of measured seconds of calls whose roofline is
+            below the first of ``SIZES_S``.
+        intervals: By operator, multiples of the roofline from there on, one pair per size.
+    """
 
     schema_id: ClassVar[str] = "moesim.fitted-roofline/1"
 
@@ -30,6 +40,7 @@ class RooflineErrors(Document):
     date: str
     command: str
     rows: dict[str, int]
+    shortest_s: dict[str, tuple[float, float]]
     intervals: dict[str, tuple[tuple[float, float], ...]]
 
 
@@ -46,4 +57,9 @@ def roofline_interval(operator: str, seconds: float) -> tuple[float, float]:
         operator: ``experts``, ``gemm``, ``attention``, ``collective``, ``dispatch``, ``small``.
         seconds: Roofline time of the call.
     """
-    return shipped_roofline_errors().intervals[operator][bisect_left(SIZES_S, seconds)]
+    errors = shipped_roofline_errors()
+    place = bisect_left(SIZES_S, seconds)
+    if place == 0 and seconds > 0:
+        low_s, high_s = errors.shortest_s[operator]
+        return max(low_s / seconds, 1.0), max(high_s / seconds, 1.0)
+    return errors.intervals[operator][max(place - 1, 0)]

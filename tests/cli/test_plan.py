@@ -251,6 +251,24 @@ def test_forms_and_phases(comm, phase, capsys, tiny, tmp_path):
     assert names == {"plan.json", "report.html", "report.md"}
 
 
+@pytest.mark.parametrize("engine", ["sglang", "trtllm", "vllm"])
+def test_cost_models(engine, capsys, tiny, tmp_path):
+    """The same placement, priced twice: what priced it is named, and rooflines are optimistic."""
+    words = ["--planner", "lpt", "--export", "none", "--engine", engine]
+    fitted = plan_tiny(capsys, tiny, tmp_path / "fitted", *words).json
+    roofline = plan_tiny(capsys, tiny, tmp_path / "roofline", *words, "--cost", "roofline").json
+    check_plan(roofline)
+    assert (fitted["cost"], roofline["cost"]) == ("fitted", "roofline")
+    assert fitted["kernels"]["experts"].startswith(f"{engine} ")
+    assert fitted["kernels"]["experts"].endswith("(fitted)")
+    assert roofline["kernels"] == {"experts": "roofline (spec)", "communication": "roofline (spec)"}
+    one, other = (data["planners"]["lpt"] for data in (fitted, roofline))
+    assert one["compute_s"] > other["compute_s"]
+    assert one["balance"] == other["balance"]
+    for data in (fitted, roofline):
+        assert 0 < data["objective"]["lo"] < data["objective"]["hi"]
+
+
 def test_a_plan_is_not_replaced_unasked(capsys, tiny, tmp_path):
     first = plan_tiny(capsys, tiny, tmp_path, "--planner", "lpt", "--export", "none")
     before = (tmp_path / "plan.json").read_bytes()

@@ -203,3 +203,41 @@ def test_parallel_layouts_divide_the_work():
     eight = works(shape_of("qwen3-30b-a3b", 4, batch=64, tp=4, ep=4))
     assert eight["gqa.decode_attention"].work.flops * 4 == one["gqa.decode_attention"].work.flops
     assert eight["moe.experts"].work.flops * 4 == one["moe.experts"].work.flops
+
+
+def test_communication_follows_the_layout():
+    def moving(**sizes):
+        ops = step_ops(shape_of("qwen3-30b-a3b", 4, batch=64, **sizes))
+        return {
+            op.name.split(".")[1]: op.work.bytes
+            for op in ops
+            if op.operator in ("collective", "dispatch") and op.name.startswith(("moe", "gqa"))
+        }
+
+    hidden, tokens = 2048 * 2, 64
+    assert moving(tp=4) == {"all_reduce": 2 * 3 / 4 * tokens * hidden}
+    gathered = 3 / 4 * tokens * hidden
+    assert moving(dp=4, dispatch="allgather") == {
+        "all_gather": gathered, "reduce_scatter": gathered
+    }  # fmt: skip
+    direct = moving(dp=4)
+    assert direct.keys() == {"dispatch", "combine"}
+    # Every one of a device's 16 tokens goes to 8 experts, three quarters of them elsewhere.
+    assert direct["combine"] == pytest.approx(16 * 8 * 3 / 4 * hidden)
+    mixed = moving(tp=2, dp=2)
+    assert mixed.keys() == {"reduce_scatter", "dispatch", "combine", "tp_all_gather"}
+    assert mixed["dispatch"] == direct["dispatch"]
+
+
+def test_groups_of_a_mixed_step():
+    """Chunked prefill beside decode: products see all tokens, attention its own."""
+    plain = shape_of("qwen3-30b-a3b", batch=64, context=512)
+    mixed = StepLoad((*plain.load.groups, *StepLoad.of("prefill", 2, 256).groups))
+    tokens = 64 + 512
+    slots = draw_slot_tokens(parse_distribution("balanced"), tokens, 8, 128, 1, 0)
+    found = works(StepShape(plain.model, plain.layout, mixed, plain.formats, slots))
+    assert found["gqa.qkv"].work.m == tokens
+    alone = works(plain)
+    assert found["gqa.decode_attention"].work == alone["gqa.decode_attention"].work
+    assert found["gqa.prefill_attention"].work.sequences == 2
+    assert found["head"].work.m == 66
