@@ -45,8 +45,8 @@ def step_lower_bound(evaluator: StepEvaluator, slots: int) -> float:
     if evaluator.comm == "chain":
         moving_s = _chain_s(evaluator, links.dispatch, per_device)
     else:
-        moving_s = _home_rank_s(evaluator, links.dispatch, counts, per_device)
-        moving_s += _home_rank_s(evaluator, links.combine, counts, per_device)
+        vectors = _leaving(evaluator, counts, per_device)
+        moving_s = _home_rank_s(vectors, links.dispatch) + _home_rank_s(vectors, links.combine)
     return float((compute_s.sum() + moving_s) / batches.count)
 
 
@@ -85,10 +85,21 @@ def _hottest_s(evaluator: StepEvaluator, total: np.ndarray, slots: int) -> np.nd
     return evaluator.expert_cost.lower_bound_s(hottest[..., None], fastest)
 
 
-def _home_rank_s(
-    evaluator: StepEvaluator, way: Direction, counts: np.ndarray, per_device: int
-) -> float:
-    """Σ seconds of one direction over batches and layers.
+def _home_rank_s(vectors: tuple[np.ndarray, np.ndarray], way: Direction) -> float:
+    """Σ seconds of one direction over batches and layers, from what :func:`_leaving` counts."""
+    cuts = _device_cuts(way.cluster, way.links), _node_cuts(way.cluster, way.links)
+    busiest = np.zeros(vectors[0].shape[:2])  # vectors over the cut's bytes/s, the largest of all
+    for least, cut in zip(vectors, cuts, strict=True):
+        if np.isfinite(cut).all():
+            capacity = np.append(cut, cut.sum())
+            busiest = np.maximum(busiest, (least / capacity).max(axis=2))
+    return float(way.seconds(busiest * way.vector_bytes).sum())
+
+
+def _leaving(
+    evaluator: StepEvaluator, counts: np.ndarray, per_device: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """[W, L, G + 1] and [W, L, nodes + 1] vectors that leave each device (node), and all, at least.
 
     Two reasons why tokens must leave their device (node): with q slots it serves at home at most
     the q experts that its own tokens use most; and with R further slots in all, only R times can an
@@ -96,33 +107,31 @@ def _home_rank_s(
     sent. In prefill one copy serves all the experts of a token that the receiver holds, but a token
     that is not served at home entirely needs at least one.
     """
-    batches, cluster = evaluator.batches, way.cluster
+    batches, cluster = evaluator.batches, evaluator.cluster
     node_of = cluster.domain_of_device
     members = np.bincount(node_of)
     redundant = per_device * cluster.devices - batches.experts
     largest = per_device * int(members.max()) if len(members) > 1 else per_device
     shared = min(batches.top_k, largest) if evaluator.phase == "prefill" else 1
-    busiest = np.zeros(counts.shape[:2])  # vectors over the cut's bytes/s, the largest of all cuts
-    for place_of, cuts, slots in (
-        (
-            np.arange(cluster.devices),
-            _device_cuts(cluster, way.links),
-            np.full(cluster.devices, per_device),
-        ),
-        (node_of, _node_cuts(cluster, way.links), per_device * members),
+    found = []
+    for place_of, slots in (
+        (np.arange(cluster.devices), np.full(cluster.devices, per_device)),
+        (node_of, per_device * members),
     ):
-        if not np.isfinite(cuts).all():
-            continue
-        used = np.stack([counts[:, :, place_of == p].sum(axis=2) for p in range(len(cuts))], axis=2)
-        busiest = np.maximum(busiest, _not_everywhere(used, redundant) / shared / cuts.sum())
-        for place, cut in enumerate(cuts):
-            ranked = np.sort(used[:, :, place], axis=-1)[..., ::-1]
-            copies = ranked[..., int(slots[place]) :].sum(axis=-1) / shared
-            if evaluator.phase == "prefill":
-                leaving = _tokens_leaving(batches, place_of, place, int(slots[place]))
-                copies = np.maximum(copies, leaving)
-            busiest = np.maximum(busiest, copies / cut)
-    return float(way.seconds(busiest * way.vector_bytes).sum())
+        places = len(slots)
+        used = np.stack([counts[:, :, place_of == p].sum(axis=2) for p in range(places)], axis=2)
+        least = np.zeros((*counts.shape[:2], places + 1))
+        if places > 1:
+            least[..., places] = _not_everywhere(used, redundant) / shared
+            for place in range(places):
+                ranked = np.sort(used[:, :, place], axis=-1)[..., ::-1]
+                copies = ranked[..., int(slots[place]) :].sum(axis=-1) / shared
+                if evaluator.phase == "prefill":
+                    leaving = _tokens_leaving(batches, place_of, place, int(slots[place]))
+                    copies = np.maximum(copies, leaving)
+                least[..., place] = copies
+        found.append(least)
+    return found[0], found[1]
 
 
 def _not_everywhere(used: np.ndarray, redundant: int) -> np.ndarray:

@@ -119,10 +119,9 @@ def sweep_s(repeats):
     return best
 
 
-def their_sweep_s(python):
-    """Seconds of AIConfigurator for as many configurations, or why there are none."""
-    batches = [8 + 8 * number for number in range(CONFIGURATIONS)]
-    batches = [max(1, batch // 8) for batch in batches]  # per attention group
+def their_sweep_s(python, count):
+    """Seconds of AIConfigurator, scaled to as many configurations, or why there are none."""
+    batches = np.linspace(1, CONFIGURATIONS, count).round().astype(int).tolist()  # per device
     done = subprocess.run(
         [python, "-c", THEIRS], input=json.dumps(batches), capture_output=True, text=True,
         check=False,
@@ -130,7 +129,8 @@ def their_sweep_s(python):
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     if not lines:
         return None, (done.stderr.strip().splitlines() or ["no output"])[-1]
-    return json.loads(lines[-1].removeprefix("RESULT "))["seconds"], ""
+    found = json.loads(lines[-1].removeprefix("RESULT "))
+    return found["seconds"] / found["n"] * CONFIGURATIONS, ""
 
 
 def main():
@@ -138,6 +138,9 @@ def main():
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--aiconfigurator", metavar="PYTHON")
+    parser.add_argument(
+        "--theirs", type=int, default=CONFIGURATIONS, help="timed of theirs, scaled"
+    )
     options = parser.parse_args()
     rate = rate_per_s(options.rows, options.repeats)
     print(f"{rate:,.0f} layer estimates per second (goal {GOAL_PER_S:,})")
@@ -151,7 +154,7 @@ def main():
             "AIConfigurator: not compared; pass --aiconfigurator PYTHON of an environment with it"
         )
     else:
-        theirs, reason = their_sweep_s(options.aiconfigurator)
+        theirs, reason = their_sweep_s(options.aiconfigurator, options.theirs)
         if theirs is None:
             print(f"AIConfigurator: not compared: {reason}")
         else:

@@ -86,6 +86,7 @@ def test_what_priced_a_plan_is_named():
     priced = evaluator(batches)
     assert priced.expert_cost.name.startswith("sglang ")
     assert priced.expert_cost.evidence is Evidence.FITTED
+    assert "DeepEP normal" in priced.link_cost.name
     assert "low-latency" in evaluator(batches, phase="decode").link_cost.name
     assert "NCCL" in evaluator(batches, "4xh100_sxm", "chain").link_cost.name
 
