@@ -66,8 +66,8 @@ def fit_roofline_errors(
         good = (roof > 0) & np.isfinite(measured)
         roof, measured = roof[good], measured[good]
         rows[operator] = len(roof)
-        short = roof <= SIZES_S[0]
-        shortest[operator] = _ends(measured[short] if short.any() else measured)
+        size = np.searchsorted(SIZES_S, roof, side="left")
+        shortest[operator] = _ends(measured[size == size.min()])
         intervals[operator] = _quantiles(roof, measured)
     return RooflineErrors(
         source=with_version(source),

@@ -30,7 +30,7 @@ class RooflineErrors(Document):
         command: That repeats it.
         rows: Compared, by operator.
         shortest_s: By operator, the central 80 % of measured seconds of calls whose roofline is
-            below the first of ``SIZES_S``.
+            below the first of ``SIZES_S``; of the next size where none is so short.
         intervals: By operator, multiples of the roofline from there on, one pair per size.
     """
 
