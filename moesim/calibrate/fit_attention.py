@@ -46,6 +46,7 @@ from moesim.operators.attention import (
     prefill_geometry,
     prefill_seconds,
 )
+from moesim.operators.moe_transfer import architecture
 from moesim.operators.processor import Processor
 from moesim.operators.systems import processor_of
 
@@ -121,13 +122,16 @@ def best_choice(
 ) -> tuple[Choice, Fitted]:
     """Try the options on few rows, the best of them on more, and fit the last on many."""
     everything = np.arange(len(calls.seconds))
+    final = calls.take(evenly_drawn(everything, FINAL_ROWS, seed=1))
+    options = list(options)
+    if len(options) == 1:
+        return options[0], fit(final, options[0], FINAL_STEPS + TRIAL_STEPS, None)
     first = calls.take(evenly_drawn(everything, FIRST_ROWS))
     tried = [(fit(first, blocks, FIRST_STEPS, None), blocks) for blocks in options]
     best = sorted(tried, key=lambda one: one[0].loss)[:KEPT]
     trial = calls.take(evenly_drawn(everything, TRIAL_ROWS))
     tried = [(fit(trial, blocks, TRIAL_STEPS, found.values), blocks) for found, blocks in best]
     found, blocks = min(tried, key=lambda one: one[0].loss)
-    final = calls.take(evenly_drawn(everything, FINAL_ROWS, seed=1))
     return blocks, fit(final, blocks, FINAL_STEPS, found.values)
 
 
@@ -138,14 +142,17 @@ def started_at(
 
 
 def fit_prefill(
-    calls: MeasuredCalls, shape: AttentionShape, processor: Processor
+    calls: MeasuredCalls,
+    shape: AttentionShape,
+    processor: Processor,
+    blocks: PrefillBlocks | None = None,
 ) -> tuple[PrefillCoefficients, Fitted]:
-    """Choose the blocks of a prefill kernel and fit its coefficients."""
+    """Choose the blocks of a prefill kernel, if they are not known, and fit its coefficients."""
 
     def fit(
-        part: MeasuredCalls, blocks: PrefillBlocks, steps: int, start: Mapping[str, float] | None
+        part: MeasuredCalls, cut: PrefillBlocks, steps: int, start: Mapping[str, float] | None
     ) -> Fitted:
-        geometry = prefill_geometry(part, shape, blocks)
+        geometry = prefill_geometry(part, shape, cut)
 
         def seconds(values: Mapping[str, Any]) -> np.ndarray:
             c = PrefillCoefficients.model_construct(**values)
@@ -159,19 +166,22 @@ def fit_prefill(
         for rows, columns in ((64, 64), (128, 64), (128, 128), (192, 128), (256, 128))
         for shares in (False, True)
     ]
-    blocks, found = best_choice(fit, calls, options)
-    return PrefillCoefficients(**blocks._asdict(), **found.values), found
+    chosen, found = best_choice(fit, calls, options if blocks is None else [blocks])
+    return PrefillCoefficients(**chosen._asdict(), **found.values), found
 
 
 def fit_decode(
-    calls: MeasuredCalls, shape: AttentionShape, processor: Processor
+    calls: MeasuredCalls,
+    shape: AttentionShape,
+    processor: Processor,
+    blocks: DecodeBlocks | None = None,
 ) -> tuple[DecodeCoefficients, Fitted]:
-    """Choose the blocks of a decode kernel and fit its coefficients."""
+    """Choose the blocks of a decode kernel, if they are not known, and fit its coefficients."""
 
     def fit(
-        part: MeasuredCalls, blocks: DecodeBlocks, steps: int, start: Mapping[str, float] | None
+        part: MeasuredCalls, cut: DecodeBlocks, steps: int, start: Mapping[str, float] | None
     ) -> Fitted:
-        geometry = decode_geometry(part, shape, blocks)
+        geometry = decode_geometry(part, shape, cut)
 
         def seconds(values: Mapping[str, Any]) -> np.ndarray:
             c = DecodeCoefficients.model_construct(**values)
@@ -184,8 +194,8 @@ def fit_decode(
         DecodeBlocks(columns, per_block, splits)
         for columns, per_block, splits in product((64, 128, 256), (1, 64), (False, True))
     ]
-    blocks, found = best_choice(fit, calls, options)
-    return DecodeCoefficients(**blocks._asdict(), **found.values), found
+    chosen, found = best_choice(fit, calls, options if blocks is None else [blocks])
+    return DecodeCoefficients(**chosen._asdict(), **found.values), found
 
 
 @dataclass(frozen=True)
@@ -193,7 +203,7 @@ class AttentionOperator(Generic[Coefficients]):
     """Prefill or decode attention as an operator of the calibration."""
 
     name: str
-    fit_rows: Callable[[MeasuredCalls, AttentionShape, Processor], tuple[Coefficients, Fitted]]
+    fit_rows: Callable[..., tuple[Coefficients, Fitted]]
 
     def load(
         self,
@@ -227,15 +237,24 @@ class AttentionOperator(Generic[Coefficients]):
         return regimes(table.frame, ("kernel", "dtype", "kv_dtype", "variant"))
 
     def fit(self, table: MeasuredRows, rows: np.ndarray) -> dict[str, AttentionKernel]:
-        """Fit every kernel on the chosen rows, ``[rows] bool``."""
+        """Fit every kernel on the chosen rows, ``[rows] bool``.
+
+        Systems of one architecture run the same compiled kernel, so its blocks are chosen once.
+        """
         kernels: dict[str, AttentionKernel] = {}
+        chosen: dict[tuple[Any, ...], PrefillBlocks | DecodeBlocks] = {}
         for label, members in kernel_groups(table.frame, LABELS, rows, LEAST_ROWS):
             dtype, kv_dtype = str(label["dtype"]), str(label["kv_dtype"])
             if dtype not in ARITHMETIC or kv_dtype not in ELEMENT_BYTES:
                 continue
             processor = processor_of(str(label["system"]), ARITHMETIC[dtype])
             shape = AttentionShape.plain(int(label["head_dim"]), dtype, kv_dtype)
-            c, found = self.fit_rows(measured_calls(table.frame, members), shape, processor)
+            calls = measured_calls(table.frame, members)
+            system = str(label["system"])
+            others: list[Any] = [label[name] for name in LABELS[1:]]
+            same: tuple[Any, ...] = (architecture(system) or system, *others)
+            c, found = self.fit_rows(calls, shape, processor, chosen.get(same))
+            chosen.setdefault(same, c.blocks)
             kernels[kernel_name(label)] = AttentionKernel.model_validate(
                 label
                 | {"processor": processor, "coefficients": c}

@@ -175,17 +175,18 @@ def nearest(fits: Iterable[K], wanted: Mapping[str, Label]) -> K | None:
     Among equals the newest version wins, then the one with the most rows. ``None`` if every fit
     differs in an essential label.
     """
-    best: K | None = None
-    best_key: tuple[Any, ...] = ()
-    for fit in fits:
-        named = [name for name in fit.ESSENTIAL if name in wanted]
-        if any(fit.mismatch(name, wanted[name]) for name in named):
-            continue
-        far = tuple(fit.mismatch(n, wanted[n]) if n in wanted else 0.0 for n in fit.ORDER)
-        key = (tuple(-x for x in far), version_key(fit.version), fit.rows)
-        if best is None or key > best_key:
-            best, best_key = fit, key
-    return best
+    left = list(fits)
+    for name in left[0].ESSENTIAL if left else ():
+        if name in wanted:
+            left = [fit for fit in left if not fit.mismatch(name, wanted[name])]
+    for name in left[0].ORDER if left else ():
+        if name in wanted and len(left) > 1:
+            # Few distinct values, many fits: each value is judged once.
+            first = {getattr(fit, name): fit for fit in left}
+            far = {value: fit.mismatch(name, wanted[name]) for value, fit in first.items()}
+            least = min(far.values())
+            left = [fit for fit in left if far[getattr(fit, name)] == least]
+    return max(left, key=lambda fit: (version_key(fit.version), fit.rows), default=None)
 
 
 def version_key(version: str) -> tuple[Any, ...]:
