@@ -138,21 +138,24 @@ def plan(
     )
     with console.progress("planning") as say:
         outcome = make_plan(request, say)
+        code, problem = 0, ""
         if runs is not None:
-            outcome = plan_validate.validated(outcome, runs, say)
+            outcome, code, problem = plan_validate.validated(outcome, runs, say)
         say("writing plan and report")
         outcome = _write(outcome, out, engines, force)
     for name, reason in outcome.skipped.items():
         console.say(f"no plan by {name}: {reason}")
     for engine, reason in outcome.left_out.items():
         console.say(f"no file for {engine}: {reason}")
-    if outcome.validation is not None and outcome.validation.interrupted:
-        console.say("the runs were interrupted: plan and report hold what there was")
-        raise typer.Exit(130)
-    partial = engines is not None and bool(outcome.left_out)
-    console.result(_to_json(outcome) | {"ok": not partial}, lambda: _show(outcome))
-    if partial:
-        raise typer.Exit(PartialResultError.exit_code)
+    if problem:
+        console.say(f"{problem}\nplan and report hold what there is: {out}")
+    if code == plan_validate.INTERRUPTED:
+        raise typer.Exit(code)
+    if engines is not None and outcome.left_out:
+        code = code or PartialResultError.exit_code
+    console.result(_to_json(outcome) | {"ok": code == 0}, lambda: _show(outcome))
+    if code:
+        raise typer.Exit(code)
 
 
 def _positive(value: float, option: str) -> float:

@@ -7,11 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from moesim.errors import InfeasibleError, PartialResultError
+
 if TYPE_CHECKING:
     from moesim.calibrate.validate_plan import ValidateOptions
     from moesim.planners.outcome import PlanOutcome
 
-__all__ = ["beside", "options", "validated"]
+__all__ = ["INTERRUPTED", "beside", "options", "validated"]
+
+INTERRUPTED = 130
 
 
 def beside() -> tuple[str, ...]:
@@ -38,12 +42,23 @@ def options(minutes: float, device: str | None, profile: Path | None, seed: int)
 
 def validated(
     outcome: PlanOutcome, runs: ValidateOptions, say: Callable[[str], object]
-) -> PlanOutcome:
-    """The outcome with what running its experts showed; without, if Ctrl-C came too early."""
+) -> tuple[PlanOutcome, int, str]:
+    """The outcome with what running its experts showed, or without it: the plan is worth keeping.
+
+    Returns:
+        The outcome, the exit code that the runs ask for, and what went wrong with them.
+    """
     from moesim.calibrate.validate_plan import validate_plan
 
     def progress(share: float, text: str) -> None:
         say(f"running {share:.0%} {text}")
 
-    found = validate_plan(outcome, runs, progress)
-    return replace(outcome, validation=found)
+    try:
+        found = validate_plan(outcome, runs, progress)
+    except KeyboardInterrupt:
+        return outcome, INTERRUPTED, "interrupted before anything was run"
+    except InfeasibleError as error:
+        return outcome, PartialResultError.exit_code, f"not validated: {error}"
+    if found.interrupted:
+        return replace(outcome, validation=found), INTERRUPTED, "the runs were interrupted"
+    return replace(outcome, validation=found), 0, ""

@@ -26,11 +26,18 @@ from moesim.calibrate.validate_score import (
 )
 from moesim.errors import InfeasibleError, UsageError
 from moesim.model import load_model
-from moesim.operators.cpu_experts import CpuExpertCoefficients, ExpertShape, cpu_experts_s
+from moesim.operators.cpu_experts import (
+    CpuExpertCoefficients,
+    CpuExpertFit,
+    CpuExpertProfile,
+    ExpertShape,
+    cpu_experts_s,
+)
 from moesim.planners.outcome import PlanOutcome, PlanRequest
 from moesim.planners.plan import make_plan
 from moesim.reports.html import render_html
 from moesim.reports.markdown import render_markdown
+from moesim.safe_io import write_json
 
 from ..cli.commands import EXPERTS, LAYERS, TOP_K, moesim, tiny_model, tiny_trace
 
@@ -266,3 +273,58 @@ def test_a_real_run_through_the_command(tmp_path: Path, capsys: pytest.CaptureFi
     assert answer.json["planner"] == "lpt"
     assert "Run for real" in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
     json.dumps(found, allow_nan=False)
+
+
+def test_the_plan_is_kept_whatever_becomes_of_the_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from moesim.calibrate import validate_plan as runs
+
+    tiny_trace(tmp_path / "trace")
+    words = ["plan", tmp_path / "trace", "--model", tiny_model(tmp_path), "--cluster"]
+    words += ["4xh100_sxm", "--planner", "lpt", "--tokens-per-device", "64", "--export", "none"]
+    words += ["--validate", "--json", "--out"]
+    for name, error, code in (
+        ("short", InfeasibleError("too short\nfix: allow more"), 5),
+        ("stopped", KeyboardInterrupt(), 130),
+    ):
+
+        def fail(*_: object, error: BaseException = error) -> None:
+            raise error
+
+        monkeypatch.setattr(runs, "validate_plan", fail)
+        answer = moesim(capsys, *words, tmp_path / name)
+        assert answer.code == code
+        assert answer.json["ok"] is False
+        assert ("validation" in answer.json) == (code == 5)
+        assert (tmp_path / name / "plan.json").is_file()
+        assert str(tmp_path / name) in answer.err
+
+
+def test_a_profile_predicts_other_widths(outcome: PlanOutcome, tmp_path: Path) -> None:
+    profile = CpuExpertProfile(
+        system="made_up",
+        processor="made up",
+        threads=1,
+        clock="thread-cpu",
+        fits=(
+            CpuExpertFit(
+                system="made_up",
+                engine="torch",
+                version="1",
+                kernel="linear-loop",
+                rows=99,
+                coefficients=TRUTH,
+            ),
+        ),
+        versions={},
+        date="2026-01-01",
+        command="none",
+    )
+    file = write_json(tmp_path / "made_up.cpu-experts.json", profile.to_dict())
+    found = run(outcome, Machine(), profile=file)
+    assert found.fitted_points == 0
+    assert found.model == str(file)
+    # Samples are divided by how slow their round was, so a slow phase does not count.
+    assert found.median_ape < 0.08
+    assert found.agreement == 1.0
