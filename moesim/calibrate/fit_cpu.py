@@ -14,8 +14,8 @@ import numpy as np
 
 from moesim.calibrate.cpu_layers import OPERATOR, Layers, expert_frame, layers_of
 from moesim.calibrate.frame import Frame
-from moesim.calibrate.log_fit import robust_log_fit
 from moesim.calibrate.measurements import Measurements
+from moesim.calibrate.robust_fit import coefficients_of, fit_log
 from moesim.errors import InputError, UsageError
 from moesim.operators.cpu_experts import (
     CpuExpertCoefficients,
@@ -61,6 +61,8 @@ BOUNDS: dict[str, tuple[float, float, float]] = {
     "activation_bytes_per_s": (1e10, 2e8, 1e13),
     "overlap_exponent": (1.3, 1.001, 10.0),
 }
+STEPS = 200
+"""Steps of a search at most: points are few, and a step takes milliseconds."""
 ROOFLINE_BOUNDS = {
     "flop_per_s": (1e11, 1e9, 2e14),
     "memory_bytes_per_s": (1e10, 5e8, 2e12),
@@ -172,10 +174,13 @@ CPU_EXPERTS = CpuExperts()
 
 def fit_roofline(layers: Layers, measured_s: np.ndarray) -> FittedRoofline:
     """Rates of the textbook roofline by the same loss as ours."""
-    values, _, _ = robust_log_fit(
-        lambda x: FittedRoofline(**x).seconds(layers), measured_s, ROOFLINE_BOUNDS
+    found = fit_log(
+        lambda x: FittedRoofline(**x).seconds(layers),
+        measured_s,
+        coefficients_of(ROOFLINE_BOUNDS),
+        evaluations=STEPS,
     )
-    return FittedRoofline(**values)
+    return FittedRoofline(**found.values)
 
 
 def _fit_frame(frame: Frame, dtype: str) -> CpuExpertFit:
@@ -250,15 +255,16 @@ def fit_layers(
                 whole | values | {"dtype": layers.dtype, "few_rows": few_rows}
             )
 
-        values, loss, at_bound = robust_log_fit(
-            lambda x, made=made: _seconds(made(x), layers),  # type: ignore[misc]
+        fitted = fit_log(
+            lambda x, made=made: _seconds(made(dict(x)), layers),  # type: ignore[misc]
             measured_s,
-            bounds,
+            coefficients_of(bounds),
+            evaluations=STEPS,
         )
-        found |= values
-        if loss < best_loss:
-            best = (made(values), at_bound)
-            best_loss = loss * (1 - FEW_ROWS_GAIN) if few_rows == 0 else loss
+        found |= fitted.values
+        if fitted.loss < best_loss:
+            best = (made(fitted.values), fitted.at_bound)
+            best_loss = fitted.loss * (1 - FEW_ROWS_GAIN) if few_rows == 0 else fitted.loss
     if best is None:
         raise InputError("nothing could be fitted", field="points", found=len(measured_s))
     return best

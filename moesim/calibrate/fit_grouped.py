@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from moesim.calibrate.log_fit import robust_log_fit
 from moesim.calibrate.metrics import Score, score
+from moesim.calibrate.robust_fit import coefficients_of, fit_log
 from moesim.errors import InputError
 from moesim.kernels.bench_cases import ELEMENT_BYTES
 from moesim.kernels.bench_file import read_bench
@@ -41,6 +41,8 @@ __all__ = [
 FEWEST_CALLS = 12
 """Calls of a kernel below which nothing is fitted: there are seven coefficients."""
 FOLDS = 5
+STEPS = 200
+"""Steps of a search at most."""
 INTERVAL = (0.1, 0.9)
 
 TILES = {True: (1, 4, 8, 16), False: (1, 16, 32, 64, 128)}
@@ -180,13 +182,14 @@ def fit_work(
         def made(values: dict[str, float], tile_rows: int = tile_rows) -> GroupedCoefficients:
             return GroupedCoefficients(serial=serial, tile_rows=tile_rows, **values)
 
-        values, loss, at_bound = robust_log_fit(
-            lambda x, made=made: grouped_s(made(x), work),  # type: ignore[misc]
+        found = fit_log(
+            lambda x, made=made: grouped_s(made(dict(x)), work),  # type: ignore[misc]
             time_s,
-            started,
+            coefficients_of(started),
+            evaluations=STEPS,
         )
-        if loss < best_loss:
-            best, best_loss = (made(values), at_bound), loss
+        if found.loss < best_loss:
+            best, best_loss = (made(found.values), found.at_bound), found.loss
     if best is None:
         raise InputError("nothing could be fitted", field="cases", found=len(time_s))
     return best

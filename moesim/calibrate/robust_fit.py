@@ -14,12 +14,14 @@ import numpy as np
 
 from moesim.extras import require
 
-__all__ = ["Coefficient", "Fitted", "evenly_drawn", "fit_log"]
+__all__ = ["Coefficient", "Fitted", "coefficients_of", "evenly_drawn", "fit_log"]
 
 SOFT_FROM = 0.1
 """Residuals beyond 10 % count linearly rather than squared."""
 SHIFT = 1e-3
 """Relative step of the numerical derivative: above the kinks of tile counts, below curvature."""
+START_MARGIN = 0.1
+"""Least distance of a start from its ends, in log: on an end the first step is blind."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,15 @@ class Coefficient:
     start: float
     lower: float
     upper: float
+
+
+def coefficients_of(bounds: Mapping[str, tuple[float, float, float]]) -> list[Coefficient]:
+    """Coefficients from start, lower and upper end of each, their starts moved off the ends."""
+    away = np.exp(START_MARGIN)
+    return [
+        Coefficient(name, float(np.clip(start, lower * away, upper / away)), lower, upper)
+        for name, (start, lower, upper) in bounds.items()
+    ]
 
 
 @dataclass(frozen=True)
