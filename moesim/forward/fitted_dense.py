@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from moesim.operators.attention import (
     decode_variant,
     prefill_variant,
 )
+from moesim.operators.gemm import GemmKernel
 from moesim.operators.shipped import find_fit
 
 __all__ = ["price_attention", "price_gemms", "price_moves"]
@@ -40,15 +42,29 @@ def price_gemms(ops: Sequence[Op], machine: Machine) -> list[Price | None]:
         groups["mla_bmm" if work.batch > 1 else "gemm", work.dtype].append(place)
     prices: list[Price | None] = [None] * len(works)
     for (operator, dtype), places in groups.items():
-        try:
-            fit = find_fit(operator, machine.device, engine=machine.engine, dtype=dtype)
-        except InputError:
+        fit = _gemm_fit(machine, operator, dtype)
+        if fit is None:
             continue
         shapes = np.array([_sizes(works[place]) for place in places], float)
         found = prices_of(fit.time(*shapes.T), fit)
         for place, price in zip(places, found, strict=True):
             prices[place] = price
     return prices
+
+
+@lru_cache(maxsize=256)
+def _gemm_fit(machine: Machine, operator: str, dtype: str) -> GemmKernel | None:
+    """The kernel without the time that the host needs per call.
+
+    It is part of what was measured call by call; in a step the host has queued the calls before
+    (engines replay decode from CUDA graphs, and run ahead of the device in prefill).
+    """
+    try:
+        fit: GemmKernel = find_fit(operator, machine.device, engine=machine.engine, dtype=dtype)
+    except InputError:
+        return None
+    coefficients = fit.coefficients.model_copy(update={"host_s": 0.0})
+    return fit.model_copy(update={"coefficients": coefficients})
 
 
 def _sizes(work: GemmWork) -> tuple[int, int, int, int]:
