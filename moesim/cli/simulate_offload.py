@@ -38,6 +38,10 @@ def offload(
     batch: Annotated[int, typer.Option(min=1, help="Requests at a time.")] = 1,
     prompt: Annotated[int, typer.Option(min=1, help="Prompt tokens of each request.")] = 128,
     output: Annotated[int, typer.Option(min=1, help="Decoded tokens of each request.")] = 128,
+    group_alike: Annotated[
+        bool,
+        typer.Option("--group-alike", help="Batch requests whose prompts use the same experts."),
+    ] = False,
     schedule: Annotated[
         str | None,
         typer.Option(
@@ -121,7 +125,7 @@ def offload(
         host_slots = host_slots_that_fit(spec, given.machine, given.formats)
     runs = {}
     with console.progress("counting") as say:
-        steps = serve_steps(given.trace, batch, prompt, output)
+        steps = serve_steps(given.trace, batch, prompt, output, group_alike=group_alike)
         for one in systems:
             say(one.name)
             runs[one.name] = simulate(
@@ -129,7 +133,10 @@ def offload(
                 seed=seed,
             )  # fmt: skip
     data = _to_json(given, steps, runs, size, min(host_slots, spec.experts))
-    console.result(data | {"prompt": prompt, "output": output, "seed": seed}, lambda: _show(data))
+    console.result(
+        data | {"prompt": prompt, "output": output, "group_alike": group_alike, "seed": seed},
+        lambda: _show(data),
+    )
 
 
 def _phase(phase: Phase | None) -> dict[str, Any] | None:

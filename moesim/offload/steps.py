@@ -13,6 +13,7 @@ import numpy as np
 from moesim.cache.setting import CacheSetting
 from moesim.cache.steps import batch_steps
 from moesim.errors import InputError, MissingExtraError, UsageError
+from moesim.offload.token_scheduler import divide
 from moesim.traces.bundle import Trace
 from moesim.traces.chunks import check_arrays, check_ids
 from moesim.traces.sequences import Sequences, trace_sequences
@@ -135,7 +136,13 @@ def decode_steps(
 
 
 def serve_steps(
-    trace: Trace, batch: int, prompt: int, output: int, most_entries: int = MOST_ENTRIES
+    trace: Trace,
+    batch: int,
+    prompt: int,
+    output: int,
+    *,
+    group_alike: bool = False,
+    most_entries: int = MOST_ENTRIES,
 ) -> Steps:
     """Requests in groups of ``batch``: one prefill step of their prompts, then decode steps.
 
@@ -144,6 +151,8 @@ def serve_steps(
         batch: Requests of a group.
         prompt: Tokens of each request that are its prompt.
         output: Decode steps after it.
+        group_alike: Divide the requests of every two groups anew, so that those whose prompts use
+            the same experts come together (:mod:`moesim.offload.token_scheduler`).
         most_entries: Steps × layers × experts beyond which further groups are left out.
 
     Raises:
@@ -161,6 +170,8 @@ def serve_steps(
             f"fix: pass positive lengths that add up to at most {longest}, or a smaller batch"
         )
     manifest = trace.manifest
+    if group_alike:
+        long_enough = _alike_together(trace, sequences, long_enough, batch, prompt)
     whole = len(long_enough) // batch
     per_group = (output + 1) * manifest.layers * manifest.experts
     groups = max(1, min(whole, most_entries // per_group))
@@ -188,6 +199,23 @@ def serve_steps(
         requests=groups * batch,
         note=note,
     )
+
+
+def _alike_together(
+    trace: Trace, sequences: Sequences, starts: np.ndarray, batch: int, prompt: int
+) -> np.ndarray:
+    """The requests' first tokens in an order in which alike requests of two groups are together."""
+    index = (starts[:, None] + np.arange(prompt)).ravel()
+    if sequences.order is not None:
+        index = sequences.order[index]
+    which = np.repeat(np.arange(len(starts)), prompt)
+    used = _count(trace, index, which, len(starts))[0].reshape(len(starts), -1) > 0
+    order = np.arange(len(starts))
+    for begin in range(0, len(starts) - 2 * batch + 1, 2 * batch):
+        pair = order[begin : begin + 2 * batch]
+        second = divide(used[pair])
+        order[begin : begin + 2 * batch] = np.concatenate([pair[~second], pair[second]])
+    return starts[order]
 
 
 def _count(

@@ -46,6 +46,10 @@ KV_BYTES = 2
 OTHER_BYTES = 2
 """Bytes per cached element, and per weight outside the routed experts."""
 
+IN_ORDER_ENTRIES = 3_000_000
+"""Steps × layers × experts of systems whose slots depend on what they did before: from the
+beginning of the trace, so more of them than of what is spread over it."""
+
 CLOSE_SHARE = 0.95
 """A smaller cache is recommended if it keeps this share of the best speed."""
 
@@ -251,7 +255,9 @@ def slot_curves(
         online = not policy.name.startswith(SEES_THE_FUTURE)
         curves[name] = Curve(name, sizes, curve.hit_rate, speed * setting.batch, bound, online)
     with_cpu = {}
-    in_order = decode_steps(trace, setting, context) if machine.coefficients else steps
+    in_order = steps
+    if machine.coefficients:
+        in_order = decode_steps(trace, setting, context, most_entries=IN_ORDER_ENTRIES)
     for system in WITH_CPU if machine.coefficients else ():
         say(f"{system.name}, batch {setting.batch}")
         runs = [simulate(model, machine, system, formats, in_order, int(size)) for size in sizes]

@@ -134,3 +134,15 @@ def test_learned_predictors_find_what_follows():
     assert (by_steps.recall[1:] == 1).all()
     assert (by_paths.recall[1:] == 1).all()
     assert np.isnan(by_paths.recall[0])
+
+
+def test_requests_that_are_alike_are_served_together():
+    """Blocks of 256 tokens use expert 0 or 3 in turn; pairs of batches are divided by that."""
+    kind = np.repeat([0, 3, 0, 3], 256)
+    routing = np.broadcast_to(kind[None, :, None], (2, 1024, 1))
+    trace = bundle(routing, 4)
+    mixed = serve_steps(trace, batch=2, prompt=10, output=5)
+    alike = serve_steps(trace, batch=2, prompt=10, output=5, group_alike=True)
+    assert (mixed.union == 2).all()
+    assert (alike.union == 1).all()
+    assert alike.tokens.sum() == mixed.tokens.sum()
