@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from moesim.compiled import compiled
+from moesim.compiled import compiled, compiled_part
 from moesim.offload.schedules import (
     COPIED,
     CPU,
@@ -275,7 +275,7 @@ def _replay(
         record.step_s[step] = clocks[_NOW] - begin
 
 
-@compiled
+@compiled_part
 def _work(
     step: int,
     layer: int,
@@ -305,7 +305,7 @@ def _work(
     return Work(load, ready, host, copy_s, max(0.0, memory.clocks[_LINK_FREE] - now))
 
 
-@compiled
+@compiled_part
 def _admit(
     step: int,
     layer: int,
@@ -347,7 +347,7 @@ def _admit(
             memory.fetched[layer, expert] = False
 
 
-@compiled
+@compiled_part
 def _take(held: np.ndarray, slots: int, score: np.ndarray, expert: int) -> None:
     """Put an expert into a slot; the one of least score makes room, the first of equals."""
     if slots == 0:
@@ -361,7 +361,7 @@ def _take(held: np.ndarray, slots: int, score: np.ndarray, expert: int) -> None:
     held[expert] = True
 
 
-@compiled
+@compiled_part
 def _prefetch(
     step: int,
     layer: int,
@@ -406,7 +406,7 @@ def _prefetch(
     return begun
 
 
-@compiled
+@compiled_part
 def _candidates(
     step: int,
     layer: int,
@@ -447,7 +447,7 @@ def _candidates(
     return found
 
 
-@compiled
+@compiled_part
 def _fill(
     step: int,
     layer: int,
@@ -482,7 +482,7 @@ def _fill(
     return begun
 
 
-@compiled
+@compiled_part
 def _make_room(held: np.ndarray, slots: int, score: np.ndarray, keep: np.ndarray) -> bool:
     """Free a slot, but not one whose expert is expected itself; False if there is none."""
     if held.sum() < slots:
@@ -503,7 +503,7 @@ def _make_room(held: np.ndarray, slots: int, score: np.ndarray, keep: np.ndarray
     return True
 
 
-@compiled
+@compiled_part
 def _expected_s(
     step: int,
     layer: int,

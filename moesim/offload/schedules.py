@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from moesim.compiled import compiled
+from moesim.compiled import compiled, compiled_part
 
 __all__ = [
     "COPIED",
@@ -126,7 +126,7 @@ def schedule(which: int, work: Work, costs: Costs, answer: Answer) -> None:
         _hybrid_code(work, costs, answer)
 
 
-@compiled
+@compiled_part
 def heaviest_first(tokens: np.ndarray) -> np.ndarray:
     """[M] indices by falling number of tokens, equals as they come.
 
@@ -142,7 +142,7 @@ def heaviest_first(tokens: np.ndarray) -> np.ndarray:
     return order
 
 
-@compiled
+@compiled_part
 def _run_gpu(tokens: np.ndarray, available: np.ndarray, costs: Costs, answer: Answer) -> None:
     """Compute everything that becomes available, the heaviest of what is there first."""
     waiting = np.isfinite(available)
@@ -154,7 +154,7 @@ def _run_gpu(tokens: np.ndarray, available: np.ndarray, costs: Costs, answer: An
         waiting[pick] = False
 
 
-@compiled
+@compiled_part
 def _next_on_gpu(tokens: np.ndarray, available: np.ndarray, waiting: np.ndarray, now: float) -> int:
     """The heaviest expert that is there, else the one that comes first; −1 if none will."""
     pick = -1
@@ -169,7 +169,7 @@ def _next_on_gpu(tokens: np.ndarray, available: np.ndarray, waiting: np.ndarray,
     return pick
 
 
-@compiled
+@compiled_part
 def _compute_on_gpu(
     i: int, tokens: np.ndarray, available: np.ndarray, costs: Costs, answer: Answer
 ) -> None:
@@ -180,13 +180,13 @@ def _compute_on_gpu(
     answer.busy[GPU] += seconds
 
 
-@compiled
+@compiled_part
 def _cpu_s(tokens: int, costs: Costs, answer: Answer) -> float:
     first_s = costs.cpu_first_s if answer.busy[CPU] == 0.0 else 0.0
     return costs.cpu_s[tokens] + first_s
 
 
-@compiled
+@compiled_part
 def _compute_on_cpu(i: int, work: Work, costs: Costs, answer: Answer) -> None:
     seconds = _cpu_s(work.tokens[i], costs, answer)
     answer.place[i] = ON_CPU
@@ -196,7 +196,7 @@ def _compute_on_cpu(i: int, work: Work, costs: Costs, answer: Answer) -> None:
     answer.busy[CPU] += seconds
 
 
-@compiled
+@compiled_part
 def _copy(i: int, work: Work, answer: Answer) -> None:
     answer.clocks[LINK] = max(answer.clocks[LINK], work.host[i]) + work.copy_s[i]
     answer.busy[LINK] += work.copy_s[i]
@@ -204,7 +204,7 @@ def _copy(i: int, work: Work, answer: Answer) -> None:
     answer.place[i] = COPIED
 
 
-@compiled
+@compiled_part
 def _stream(work: Work, costs: Costs, answer: Answer) -> None:
     available = work.ready.copy()
     for i in heaviest_first(work.tokens):
@@ -215,7 +215,7 @@ def _stream(work: Work, costs: Costs, answer: Answer) -> None:
     _run_gpu(work.tokens, available, costs, answer)
 
 
-@compiled
+@compiled_part
 def _serial(work: Work, costs: Costs, answer: Answer) -> None:
     available = work.ready.copy()
     _run_gpu(work.tokens, work.ready, costs, answer)
@@ -228,7 +228,7 @@ def _serial(work: Work, costs: Costs, answer: Answer) -> None:
             _compute_on_gpu(i, work.tokens, available, costs, answer)
 
 
-@compiled
+@compiled_part
 def _split(work: Work, costs: Costs, answer: Answer) -> None:
     for i in heaviest_first(work.tokens):
         answer.place[i] = RESIDENT
@@ -237,7 +237,7 @@ def _split(work: Work, costs: Costs, answer: Answer) -> None:
     _run_gpu(work.tokens, work.ready, costs, answer)
 
 
-@compiled
+@compiled_part
 def _hybrid(work: Work, costs: Costs, answer: Answer) -> None:
     """GPU: what is there, heaviest first. CPU: the lightest missing. Link: the heaviest missing.
 
@@ -278,7 +278,7 @@ def _hybrid(work: Work, costs: Costs, answer: Answer) -> None:
             high -= 1
 
 
-@compiled
+@compiled_part
 def _hybrid_code(work: Work, costs: Costs, answer: Answer) -> None:
     """Two pointers over the experts, those in GPU memory first, each part heaviest first.
 

@@ -135,7 +135,7 @@ layers = st.integers(1, 7).flatmap(
 
 
 @given(layers)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_same_as_the_plain_references(layer):
     for name, reference in REFERENCES.items():
         run, expected = Run(name, layer), reference(layer)
@@ -147,7 +147,7 @@ def test_same_as_the_plain_references(layer):
 
 
 @given(layers)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_every_expert_runs_once_and_no_resource_does_two_things_at_once(layer):
     for name in SCHEDULES:
         run = Run(name, layer)
@@ -166,7 +166,7 @@ def test_every_expert_runs_once_and_no_resource_does_two_things_at_once(layer):
 
 
 @given(layers)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_never_better_than_the_best_division(layer):
     best = plain.optimum(layer)
     for name in ("on-demand", "split", "hybrid"):
@@ -177,7 +177,7 @@ def test_how_far_the_hybrid_rule_is_from_the_best_division():
     """Over decode-like layers: one token per expert, a fifth of them more."""
     rng = np.random.default_rng(0)
     ratios = []
-    for _ in range(200):
+    for _ in range(80):
         size = int(rng.integers(4, 8))
         tokens = np.where(rng.random(size) < 0.2, 2, 1).tolist()
         there = (rng.random(size) < 0.4).tolist()
