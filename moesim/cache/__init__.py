@@ -25,9 +25,11 @@ How to add a policy
 1. Make ``moesim/cache/policies/NAME.py`` with a frozen dataclass; its fields are the parameters.
 2. If residents are always the last request plus the best by a priority that does not depend on the
    cache's size, derive from :class:`~moesim.cache.policy.StackPolicy` and write ``depths``: the
-   smallest size at which each access hits. All sizes then come out of one pass.
-   :mod:`moesim.cache.stack` has the loop for any priority.
-3. Otherwise derive from :class:`~moesim.cache.policy.SizedPolicy` and write ``hits`` for one size.
-4. Set ``name`` and ``summary``, add the class to ``moesim/cache/registry.py``.
-5. Add its plain rule to ``tests/cache/plain.py``: the tests then compare the two.
+   smallest size at which each access hits. All sizes then come out of one pass; ``lfu_decay.py``
+   is an example, and :mod:`moesim.cache.stack` has the loop for any priority.
+3. Otherwise derive from :class:`~moesim.cache.policy.SizedPolicy` and write ``hits`` for one size;
+   ``fifo.py`` is an example.
+4. Set ``name`` and ``summary``, and add the class to ``moesim/cache/registry.py``.
+5. Write its plain rule into ``tests/cache/plain.py`` and name it in ``CACHES`` of
+   ``tests/cache/test_replay.py``: every access is then compared.
 """

@@ -5,8 +5,8 @@ for last lies on top. The one that it displaces sinks: at every level the one of
 stays and the other sinks on, until the place that the new top left. So the one of lowest priority
 leaves every cache that has to make room (Mattson et al. 1970, section on priority replacement).
 
-The caches of compiled code do not notice when a function of this module changes: after an edit,
-delete ``__pycache__`` of :mod:`moesim.cache.policies`.
+numba's cache of compiled code does not notice when a function that another file calls has changed:
+after an edit here, or in ``lists``, ``draws`` or ``bits``, delete ``policies/__pycache__``.
 """
 
 from __future__ import annotations
@@ -88,16 +88,19 @@ def push_ranked(
     if sinking == item:
         return 0
     stack[0] = item
+    wanted, used = priority[sinking], last_use[sinking]
     level = 1
     while level < height:
         other = stack[level]
         if other == item:
             break
-        lower = (priority[other] < priority[sinking]) | (
-            (priority[other] == priority[sinking]) & (last_use[other] < last_use[sinking])
-        )
+        other_wanted, other_used = priority[other], last_use[other]
+        alike = other_wanted == wanted
+        lower = (other_wanted < wanted) | (alike & (other_used < used))
         stack[level] = sinking if lower else other
         sinking = other if lower else sinking
+        wanted = min(other_wanted, wanted)
+        used = other_used if lower else used
         level += 1
     stack[level] = sinking
     return level

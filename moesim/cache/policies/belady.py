@@ -21,8 +21,11 @@ NEVER = np.uint32(2**32 - 1)
 class Belady(StackPolicy):
     """Evict the expert whose next use is farthest away; every missing expert is admitted.
 
-    The most hits that any policy can have that admits every missing expert (Belady 1966, Mattson
-    et al. 1970), under the contract ``sequential``. ``belady-bypass`` may refuse to admit.
+    Under the contract ``sequential``, the most hits that any policy can have that admits every
+    missing expert (Belady 1966, Mattson et al. 1970). Under ``event-atomic``, it updates the cache
+    access by access as all policies do (and as the code of arXiv 2505.16056 does), while an event's
+    hits are already decided; another policy can then come out a few hits better, most likely where
+    a cache holds little more than an event asks for. ``belady-bypass`` is the bound of both.
     """
 
     name: ClassVar[str] = "belady"

@@ -88,18 +88,22 @@ def _depths(
 ) -> None:
     # Matrices lie flat, layer after layer. coming: cosine · share in the stored matrix.
     kept, sequence = 0, 0
+    layers = current.size // experts
     for segment in range(resets.size - 1):
         height = 0
         for event in range(resets[segment], resets[segment + 1]):
             first, last = starts[event], starts[event + 1]
+            layer = event % events_per_step
             if sequence < begins.size and event == begins[sequence]:
                 kept += _begin(stored, kept, sequence > 0, current, coming)
                 sequence += 1
-            elif event % events_per_step == 0 and kept > 0:
+            elif layer == 0 and kept > 0:
                 _look_up(stored, min(kept, stored.shape[0]), experts, current, coming)
             for i in range(first, last):
                 current[ids[i]] += 1
-            _prioritise(current, coming, experts, priority)
+            # All layers at the first event of a step, then the one whose uses have changed.
+            end = layers if layer == 0 else layer + 1
+            _prioritise(current, coming, experts, layer, end, priority)
             if atomic:
                 locate(stack, height, place)
                 for i in range(first, last):
@@ -129,10 +133,15 @@ def _begin(
 
 @compiled
 def _prioritise(
-    current: np.ndarray, coming: np.ndarray, experts: int, priority: np.ndarray
+    current: np.ndarray,
+    coming: np.ndarray,
+    experts: int,
+    first_layer: int,
+    end_layer: int,
+    priority: np.ndarray,
 ) -> None:
     layers = current.size // experts
-    for layer in range(layers):
+    for layer in range(first_layer, end_layer):
         begin = layer * experts
         total = 0.0
         for e in range(begin, begin + experts):
