@@ -1,7 +1,8 @@
 """Which cost model prices a cluster: kernels fitted to measurements where there are any.
 
 Both halves of an expert layer are chosen alike: the engine's kernel as it was fitted on the device,
-else the nearest kernels' efficiencies on the device's own figures, else the data sheet's roofline.
+else, on other GPUs, the nearest kernels' efficiencies on the device's own figures, else the data
+sheet's roofline.
 The choice and its evidence are named in every output.
 """
 
@@ -33,7 +34,15 @@ from moesim.operators.shipped import find_fit
 from moesim.schema import weakest
 from moesim.workload import Phase
 
-__all__ = ["ENGINES", "CostModel", "Engine", "expert_cost", "expert_format", "link_cost"]
+__all__ = [
+    "ENGINES",
+    "CostModel",
+    "Engine",
+    "expert_cost",
+    "expert_format",
+    "link_cost",
+    "takes_fitted_kernels",
+]
 
 CostModel = Literal["fitted", "roofline"]
 Engine = Literal["sglang", "trtllm", "vllm"]
@@ -54,6 +63,11 @@ def expert_format(model: ModelSpec, device: Device) -> str:
     return "fp8" if bits == 8 else "bfloat16"
 
 
+def takes_fitted_kernels(device: Device) -> bool:
+    """Whether kernels fitted on GPUs say anything about a device: only if it is one."""
+    return device.kind == "gpu"
+
+
 def expert_cost(model: ModelSpec, cluster: Cluster, cost: CostModel, engine: Engine) -> ExpertCost:
     """What prices a model's routed experts on a cluster's devices.
 
@@ -61,7 +75,7 @@ def expert_cost(model: ModelSpec, cluster: Cluster, cost: CostModel, engine: Eng
     works on those alone: a group of one device.
     """
     device = cluster.device
-    if cost == "fitted":
+    if cost == "fitted" and takes_fitted_kernels(device):
         try:
             fit = moe_fit_for(device, expert_format(model, device), engine=engine)
         except InputError:
@@ -87,7 +101,8 @@ def link_cost(
     plain = roofline_links(model, cluster)
     fast = cluster.device.scale_up
     switched = fast is not None and fast.topology == "switch"
-    if cost == "roofline" or not switched or cluster.devices == 1:
+    gpus = takes_fitted_kernels(cluster.device)
+    if cost == "roofline" or not switched or not gpus or cluster.devices == 1:
         return plain
     try:
         if comm == "chain":

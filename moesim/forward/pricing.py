@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from moesim.fitted_costs import takes_fitted_kernels
 from moesim.forward.fitted_communication import price_collectives, price_transfers
 from moesim.forward.fitted_dense import price_attention, price_gemms, price_moves
 from moesim.forward.fitted_experts import price_experts
@@ -55,7 +56,7 @@ class PricedOp:
 def price_ops(ops: Sequence[Op], machine: Machine) -> list[PricedOp]:
     """Price every call, in order."""
     prices: list[Price | None] = [None] * len(ops)
-    if machine.cost == "fitted":
+    if machine.cost == "fitted" and takes_fitted_kernels(machine.device):
         for operator, pricer in FITTED.items():
             places = [index for index, op in enumerate(ops) if op.operator == operator]
             if places:

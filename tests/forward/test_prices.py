@@ -120,6 +120,13 @@ def test_a_roofline_knows_no_kernel():
     assert found.evidence is not Evidence.FITTED
 
 
+@pytest.mark.parametrize("cluster", ["1xepyc_9554", "1xascend_910b3", "1xduplex"])
+def test_kernels_of_gpus_say_nothing_of_other_devices(cluster):
+    found = run_request(StepRequest("granite-3.0-1b-a400m", cluster, batch=4, context=256))
+    assert {priced.price.kernel for priced in found.ops} == {"roofline"}
+    assert found.hi_s > 2 * found.lo_s
+
+
 def test_a_pipeline_stage_holds_half():
     words = ("qwen3-235b-a22b", "8xh200_sxm", "decode", 64, 4096)
     whole = run_request(StepRequest(*words, tp=4, dp=2, ep=8))
