@@ -100,6 +100,7 @@ def write_whatif_report(found: WhatIf, folder: Path) -> dict[str, str]:
 
 
 def _speed(value: float) -> str:
+    """Three digits, or all of them of a large number."""
     return count(value) if value >= 100 else f"{value:.3g}"
 
 
@@ -166,10 +167,10 @@ def _notes(found: WhatIf) -> tuple[Fact, ...]:
 def _hit_rates(curves: CurvesOfBatch) -> Table:
     slots = next(iter(curves.policies.values())).slots
     rows = (
-        (clean(curve.name), *(percent(float(rate)) for rate in curve.hit_rate))
+        (clean(curve.name), *(f"{100 * float(rate):.1f}" for rate in curve.hit_rate))
         for curve in curves.policies.values()
     )
-    return Table((f"hits, B={curves.batch}", *map(str, slots)), tuple(rows))
+    return Table((f"hits in %, B={curves.batch}", *map(str, slots)), tuple(rows))
 
 
 def _speeds(curves: CurvesOfBatch, chosen: int) -> Table:
@@ -187,14 +188,14 @@ def _speeds(curves: CurvesOfBatch, chosen: int) -> Table:
 def _memory(found: WhatIf) -> Table:
     of = found.memory
 
-    def cell(value: int) -> str:
-        return NOTHING if value < 0 else count(value)
+    def cell(value: int, unit: float = 1) -> str:
+        return NOTHING if value < 0 else _speed(value / unit)
 
     return Table(
         ("slots", *map(str, of.slots)),
         (
-            ("take", *(format_bytes(size * of.slot_bytes) for size in of.slots)),
-            ("KV tokens", *(cell(int(tokens)) for tokens in of.kv_tokens)),
+            ("GB of slots", *(f"{size * of.slot_bytes / 1e9:.3g}" for size in of.slots)),
+            ("1000 KV tokens", *(cell(int(tokens), 1e3) for tokens in of.kv_tokens)),
             (
                 "requests",
                 *(cell(int(requests)) for requests in of.requests),
