@@ -110,14 +110,17 @@ def members(name: str) -> tuple[str, ...]:
 
 
 def drawn(table: Any, rows_per_kernel: int | None, seed: int) -> Any:
-    """At most so many rows of each kernel (system, engine, version, kernel, type), at random.
+    """At most so many rows of each kernel, at random; the draw is the same for the same seed.
 
-    Series stay whole where a table's rows are few; the draw is the same for the same seed.
+    A kernel is what has coefficients of its own: of attention also a head size and a variant.
     """
     frame = table.frame
     if rows_per_kernel is None:
         return table
-    names = ("system", "engine", "version", "kernel", "dtype", "kv_dtype", "phase", "stage")
+    names = (
+        *("system", "engine", "version", "kernel", "dtype", "kv_dtype", "gemm_dtype"),
+        *("head_dim", "variant", "phase", "stage"),
+    )
     kernels = frame.groups([name for name in names if name in frame.columns])
     order = np.random.default_rng(seed).permutation(len(frame))
     order = order[np.argsort(kernels[order], kind="stable")]
