@@ -182,5 +182,20 @@ def test_a_step_says_what_its_kernels_are():
     assert "trtllm" in {p.op.name: p.price for p in other.ops}["moe.experts"].kernel
 
 
+def test_time_of_the_host_is_no_time_of_a_step():
+    """vLLM's products in FP8 by blocks were measured at the pace of their host."""
+    steps = {
+        engine: run_request(StepRequest("minimax-m2.5", "4xb200_sxm", batch=64, engine=engine))
+        for engine in ("vllm", "sglang")
+    }
+    prices = {
+        engine: {priced.op.name: priced.price for priced in found.ops}["gqa.qkv"]
+        for engine, found in steps.items()
+    }
+    assert prices["vllm"].time_s < 20e-6
+    assert "vllm" not in prices["vllm"].kernel
+    assert prices["vllm"].time_s == prices["sglang"].time_s
+
+
 def _request(found):
     return StepRequest("deepseek-v3", found.machine.cluster.name, batch=64, dp=8)
