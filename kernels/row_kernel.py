@@ -71,7 +71,7 @@ def row_kernel(
             source = tl.load(gather + rows, mask=inside, other=0)
         ks = tl.arange(0, BLOCK_K)
         w_base = w + expert.to(tl.int64) * stride_we
-        w_at = w_base + columns[:, None] * stride_wn + ks[None, :]
+        w_at = w_base + columns.to(tl.int64)[:, None] * stride_wn + ks[None, :]
         x_at = x + source.to(tl.int64)[:, None] * stride_xm + ks[None, :]
         k_steps = tl.cdiv(k, BLOCK_K)
         own_steps = tl.cdiv(k_steps, SPLIT_K)

@@ -98,9 +98,10 @@ def _target_of_gpu(index: int) -> Target:
     if torch.version.hip:
         name = str(properties.gcnArchName).partition(":")[0]
     else:
-        # Within a major version code for the lower minor one runs; the a-variants do not, but
-        # Triton compiles for the device at hand and only takes its tiles from the table.
-        name = {8: "sm_80", 9: "sm_90a", 10: "sm_100a"}.get(properties.major, "")
+        # 8.6 and 8.9 have too little shared memory for the tiles of 8.0.
+        names = {(8, 0): "sm_80", (8, 7): "sm_80", (9, 0): "sm_90a", (10, 0): "sm_100a"}
+        names[(10, 3)] = "sm_100a"
+        name = names.get((properties.major, properties.minor), "")
     if name not in TARGETS:
         raise UsageError(
             f"no kernel configurations for {properties.name}; there are some for "

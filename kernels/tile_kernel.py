@@ -145,7 +145,7 @@ def tile_kernel(
             if W_DESCRIPTOR:
                 b = w.load([expert, column, at]).reshape(BLOCK_N, BLOCK_K)
             else:
-                b_at = w + w_base + columns[:, None] * stride_wn + ks[None, :]
+                b_at = w + w_base + columns.to(tl.int64)[:, None] * stride_wn + ks[None, :]
                 b_mask = (columns < n)[:, None]
                 b_mask = b_mask if EVEN_K else b_mask & (ks < k)[None, :]
                 b = tl.load(b_at, mask=b_mask, other=0.0)

@@ -6,7 +6,7 @@ Without measurements of a configuration its coefficients are assumptions, and th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,9 +30,9 @@ REACHED_BANDWIDTH = 0.9
 TARGET_OF_MAJOR = {"8": "sm_80", "9": "sm_90a", "10": "sm_100a"}
 FEWEST_POINTS = 6
 ROUNDS = 60
-LEAST = np.array([0.05, 1e-8, 1e-8, 1e-7])
-MOST = np.array([1.0, 1e-5, 1e-4, 1e-4])
-"""Bounds of share, latency_s, tile_s and launch_s."""
+LEAST = np.array([0.05, 0.05, 1e-8, 1e-8, 1e-7])
+MOST = np.array([1.0, 1.5, 1e-5, 1e-4, 1e-4])
+"""Bounds of share, reach, latency_s, tile_s and launch_s; what lies in L2 may beat a copy."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,8 @@ def assumed(config: GemmConfig) -> Coefficients:
     1 µs around its loop; a launch 2 µs, as in a CUDA graph.
     """
     area = config.block_m * config.block_n
-    return Coefficients(round(0.8 * area / (area + 64 * 64), 3), 0.8e-6, 1e-6, 2e-6)
+    share = round(0.8 * area / (area + 64 * 64), 3)
+    return Coefficients(share, reach=1.0, latency_s=0.8e-6, tile_s=1e-6, launch_s=2e-6)
 
 
 def refit(table: ConfigTable, measured: Iterable[Measured]) -> ConfigTable:
@@ -149,7 +150,7 @@ def refit(table: ConfigTable, measured: Iterable[Measured]) -> ConfigTable:
 def fit(
     config: GemmConfig, points: Sequence[Measured], speeds: Speeds, start: Coefficients
 ) -> Coefficients:
-    """The four coefficients by damped Gauss-Newton on the logarithms of times and coefficients.
+    """The coefficients by damped Gauss-Newton on the logarithms of times and coefficients.
 
     Large errors count linearly (Huber's weights at 10 %), so that one bad measurement does not
     bend the rest.
@@ -167,14 +168,14 @@ def fit(
         return float(np.where(size < 0.1, size**2, 0.2 * size - 0.01).sum())
 
     low, high = np.log(LEAST), np.log(MOST)
-    at = np.clip(np.log([start.share, start.latency_s, start.tile_s, start.launch_s]), low, high)
+    at = np.clip(np.log(np.maximum(astuple(start), 1e-12)), low, high)
     error, damping = residuals(at), 1e-2
     for _ in range(ROUNDS):
-        jacobian = np.stack([(residuals(at + step) - error) / 1e-4 for step in 1e-4 * np.eye(4)], 1)
+        jacobian = np.stack([(residuals(at + step) - error) / 1e-4 for step in 1e-4 * np.eye(5)], 1)
         weight = np.minimum(1.0, 0.1 / np.maximum(np.abs(error), 1e-12))
         normal = jacobian.T @ (weight[:, None] * jacobian)
         slope = jacobian.T @ (weight * error)
-        move = np.linalg.solve(normal + damping * np.eye(4), slope)
+        move = np.linalg.solve(normal + damping * np.eye(5), slope)
         trial = np.clip(at - move, low, high)
         trial_error = residuals(trial)
         if cost(trial_error) < cost(error):

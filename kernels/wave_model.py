@@ -7,17 +7,17 @@ core) and Q steps over columns per tile:
 
     step    = max(2·bm·bn·bk / (share · core peak / programs per core), latency / (stages − 1))
     compute = ⌈T / S⌉ · (tile + Q · step)
-    memory  = bytes / bandwidth
+    memory  = bytes / (reach · bandwidth)
     time    = launches · launch + (compute^p + memory^p)^(1/p)
 
-Four coefficients belong to a configuration: ``share`` of the peak that its inner loop reaches,
-``latency_s`` of a load, ``tile_s`` around the loop, ``launch_s``. A choice by such a model from
-the histogram, instead of by the number of tokens, is the idea of RaMP (arXiv 2604.26039).
+Five coefficients belong to a configuration: ``share`` of the peak that its inner loop reaches,
+``reach`` of the bandwidth, ``latency_s`` of a load, ``tile_s`` around the loop, ``launch_s``. A
+choice by such a model from the histogram, instead of by the number of tokens, is the idea of RaMP
+(arXiv 2604.26039).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 
@@ -26,7 +26,7 @@ import numpy as np
 from moesim.errors import InputError
 from moesim.kernels.config import GemmConfig, Part
 
-__all__ = ["Coefficients", "GemmShape", "Speeds", "part_seconds", "seconds"]
+__all__ = ["Coefficients", "GemmShape", "Speeds", "part_seconds"]
 
 OVERLAP = 4.0
 """Exponent p: the longer of compute and memory, and little more (assumed)."""
@@ -38,23 +38,26 @@ class Coefficients:
 
     Attributes:
         share: Of a core's peak that the inner loop reaches when it waits for nothing.
+        reach: Of the bandwidth that copies reach.
         latency_s: From the request of a step's operands to their arrival.
         tile_s: Beginning and end of a tile that the loop does not hide.
         launch_s: Of one kernel.
     """
 
     share: float
+    reach: float
     latency_s: float
     tile_s: float
     launch_s: float
 
     def __post_init__(self) -> None:
-        for name in ("share", "latency_s", "tile_s", "launch_s"):
+        for name in ("share", "reach", "latency_s", "tile_s", "launch_s"):
             value = getattr(self, name)
-            if not (isinstance(value, int | float) and 0 <= value < 10) or value != value:
-                raise InputError("no such coefficient", field=name, found=value, allowed="0 to 10")
-        if self.share == 0:
-            raise InputError("no such coefficient", field="share", found=0, allowed="above 0")
+            least = 1e-3 if name in ("share", "reach") else 0.0
+            if not isinstance(value, int | float) or not least <= value < 10:
+                raise InputError(
+                    "no such coefficient", field=name, found=value, allowed=f"{least:g} to 10"
+                )
 
 
 @dataclass(frozen=True)
@@ -91,20 +94,6 @@ class GemmShape:
     gated: bool = False
 
 
-def seconds(
-    parts: Sequence[Part],
-    coefficients: Sequence[Coefficients],
-    histogram: np.ndarray,
-    shape: GemmShape,
-    speeds: Speeds,
-) -> float:
-    """Seconds of all parts, one after the other; a part without rows still costs its launches."""
-    return sum(
-        part_seconds(part, coefficient, histogram, shape, speeds)
-        for part, coefficient in zip(parts, coefficients, strict=True)
-    )
-
-
 def part_seconds(
     part: Part,
     coefficients: Coefficients,
@@ -112,7 +101,7 @@ def part_seconds(
     shape: GemmShape,
     speeds: Speeds,
 ) -> float:
-    """Seconds of one part.
+    """Seconds of one part; without any rows it still costs its launches.
 
     Args:
         part: Configuration and the rows per expert that it is for.
@@ -130,7 +119,8 @@ def part_seconds(
     steps = ceil(ceil(shape.k / config.block_k) / config.split_k)
     waves = -(-tiles // (speeds.cores * config.programs_per_core))
     compute_s = waves * (coefficients.tile_s + steps * step_seconds(config, coefficients, speeds))
-    memory_s = moved_bytes(config, own, row_tiles, shape) / speeds.bytes_per_s
+    moved = moved_bytes(config, own, row_tiles, shape)
+    memory_s = moved / (coefficients.reach * speeds.bytes_per_s)
     longer = max(compute_s, memory_s)
     if longer == 0.0:
         return launches * coefficients.launch_s

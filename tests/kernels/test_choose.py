@@ -29,7 +29,7 @@ from moesim.kernels.wave_model import Coefficients, GemmShape, Speeds, part_seco
 TILE = GemmConfig("tile", 128, 256, 64, 8, 3)
 SHAPE = GemmShape(4096, 2048)
 SPEEDS = Speeds(100, 1e15, 1e12)
-FREE = Coefficients(share=0.5, latency_s=0.0, tile_s=1e-6, launch_s=0.0)
+FREE = Coefficients(share=0.5, reach=1.0, latency_s=0.0, tile_s=1e-6, launch_s=0.0)
 
 HISTOGRAMS = st.lists(st.integers(0, 3000), min_size=1, max_size=64).map(np.array)
 
@@ -115,7 +115,7 @@ def test_configurations_of_a_device_can_all_be_listed(monkeypatch):
 
 
 def test_a_fit_recovers_the_coefficients_it_was_made_with():
-    true = Coefficients(0.62, 0.9e-6, 2.1e-6, 3.3e-6)
+    true = Coefficients(0.62, 0.85, 0.9e-6, 2.1e-6, 3.3e-6)
     speeds = default_table().speeds["sm_90a"]["bf16"]
     rng = np.random.default_rng(0)
     points = []
@@ -126,9 +126,10 @@ def test_a_fit_recovers_the_coefficients_it_was_made_with():
         time_s = part_seconds(Part(TILE), true, histogram, shape, speeds)
         time_s *= np.exp(rng.normal(0, 0.01))
         points.append(Measured("sm_90a", "bf16", TILE, histogram, shape, time_s))
-    start = Coefficients(0.3, 2e-6, 0.5e-6, 8e-6)
+    start = Coefficients(0.3, 1.0, 2e-6, 0.5e-6, 8e-6)
     got = fit(TILE, points[:30], speeds, start)
     assert got.share == pytest.approx(true.share, rel=0.03)
+    assert got.reach == pytest.approx(true.reach, rel=0.03)
     assert got.launch_s == pytest.approx(true.launch_s, rel=0.05)
     errors = [
         abs(part_seconds(Part(TILE), got, p.histogram, p.shape, speeds) / p.time_s - 1)

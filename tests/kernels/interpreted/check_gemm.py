@@ -13,6 +13,7 @@ from moesim.kernels.config import GemmConfig, Part
 from moesim.kernels.grouped_gemm import grouped_gemm, grouped_gemm_reference
 from moesim.kernels.language import INTERPRETED
 from moesim.kernels.quantise import BlockScales, quantise_rows_reference, quantise_weights
+from moesim.kernels.targets import TARGETS
 
 assert INTERPRETED, "run with TRITON_INTERPRET=1"
 
@@ -173,14 +174,19 @@ def test_strides(change):
         compare(x, w, counts, WAYS[way])
 
 
+def far_apart(distance, count):
+    """Float16 memory that costs nothing where it is not touched."""
+    store = torch.UntypedStorage(2 * distance * count)
+    return torch.tensor([], dtype=torch.float16).set_(store, 0, (distance * count,), (1,))
+
+
 def test_offsets_beyond_32_bits():
-    """Rows and experts that lie more than 2³¹ elements apart; untouched memory costs nothing."""
-    apart, rows, experts, n, k = 2**22, 700, 600, 32, 64
-    store = torch.UntypedStorage(2 * apart * rows)
-    flat = torch.tensor([], dtype=torch.float16).set_(store, 0, (apart * rows,), (1,))
-    x = flat.as_strided((rows, k), (apart, 1))
-    w = flat.as_strided((experts, n, k), (apart, k, 1), 4096)
-    used_rows, used_experts = [699, 3, 650, 1], [1, 520, 599]
+    """Rows, and experts, that lie more than 2³¹ elements apart."""
+    apart, rows, experts, n, k = 2**22, 520, 515, 32, 64
+    memory = far_apart(apart, rows)
+    x = memory.as_strided((rows, k), (apart, 1))
+    w = memory.as_strided((experts, n, k), (apart, k, 1), 4096)
+    used_rows, used_experts = [519, 3, 514, 1], [1, 513, 514]
     torch.manual_seed(0)
     for row in used_rows:
         x[row] = torch.randn(k)
@@ -191,6 +197,17 @@ def test_offsets_beyond_32_bits():
     gather = torch.tensor(used_rows, dtype=torch.int32)
     for way in ("tile", "row"):
         compare(x, w, counts, WAYS[way], gather=gather)
+
+
+def test_rows_of_one_experts_weights_beyond_32_bits(monkeypatch):
+    """As in weights [N, E, K]; through a descriptor, and through pointers as on Ampere."""
+    x, exact, counts, _ = operands([3, 2], 40, 64, torch.float16)
+    w = far_apart(2**26, 40).as_strided((2, 40, 64), (128, 2**26, 1))
+    w.copy_(exact)
+    for way in ("tile", "row"):
+        compare(x, w, counts, WAYS[way])
+    monkeypatch.setattr("moesim.kernels.launch.target_of", lambda device: TARGETS["sm_80"])
+    compare(x, w, counts, TILE)
 
 
 def test_the_models_own_choice_is_right_too():
