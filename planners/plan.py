@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BASELINE", "make_plan"]
 
-AUTO = ("contiguous", "random", "lpt", "lpt-swap", "eplb", "moetuner")
+AUTO = ("contiguous", "random", "lpt", "lpt-swap", "eplb", "moetuner", "joint")
 """What ``auto`` runs and compares: one of every kind whose plan engines can load."""
 
 BASELINE = "contiguous"
@@ -83,6 +83,7 @@ def make_plan(request: PlanRequest, say: Callable[[str], object] = lambda _: Non
         pair_bandwidth_bytes_per_s=cluster.pair_bandwidth_bytes_per_s,
         seed=request.seed,
         time_limit_s=request.time_limit_s,
+        cost=work.search,
     )
     scores, skipped = {}, {}
     for name in dict.fromkeys(names):

@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
 from moesim.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from moesim.planners.search_cost import SearchCost
 
 __all__ = [
     "PlacementProblem",
@@ -61,6 +64,8 @@ class PlacementProblem:
         seed: Of everything random.
         time_limit_s: For planners that run a solver.
         solver: MILP solver; ``auto`` is HiGHS if installed, else the CBC that PuLP brings.
+        cost: What a step costs, for planners that trade computation against communication; None
+            where only loads are known.
 
     Raises:
         InputError: If a field is outside of what is said above.
@@ -78,6 +83,7 @@ class PlacementProblem:
     seed: int = 0
     time_limit_s: float = 60.0
     solver: SolverName = "auto"
+    cost: SearchCost | None = None
 
     def __post_init__(self) -> None:
         for name in ("loads", "speed_factors", "pair_bandwidth_bytes_per_s"):

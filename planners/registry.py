@@ -10,7 +10,7 @@ import numpy as np
 
 from moesim.errors import UsageError
 from moesim.hardware import near_names
-from moesim.planners import eplb, greedy, moetuner, simple
+from moesim.planners import eplb, greedy, joint, moetuner, simple
 from moesim.planners.problem import (
     PlacementProblem,
     Planner,
@@ -121,6 +121,12 @@ _ENTRIES = (
         "eplb-global",
         _timed(eplb.eplb_global),
         "EPLB over all devices at once",
+        distinct_copies=False,
+    ),
+    PlannerEntry(
+        "joint",
+        joint.joint,
+        "swaps priced in seconds per step: the slowest device and the links together",
         distinct_copies=False,
     ),
     PlannerEntry(

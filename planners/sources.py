@@ -12,6 +12,7 @@ from moesim.errors import InputError
 from moesim.fitted_costs import expert_cost, link_cost
 from moesim.model import ModelSpec
 from moesim.planners.outcome import PlanRequest
+from moesim.planners.search_cost import SearchCost, search_cost
 from moesim.safe_io import sha256_file
 from moesim.step import StepEvaluator
 from moesim.traces.bundle import Trace, open_trace, sample_path
@@ -24,6 +25,12 @@ __all__ = ["PlanWorkload", "from_counts", "from_trace"]
 
 DEFAULT_TOKENS_PER_DEVICE: dict[Phase, int] = {"prefill": 4096, "decode": 128}
 """DeepEP's published test sizes: 4096 tokens per rank (normal), 128 (low latency)."""
+
+SEARCH_SEED = 1_000_003
+"""Added to the seed for the batches that planners search on."""
+
+SEARCH_DRAWS: dict[Phase, int] = {"prefill": 1, "decode": 4}
+"""Draws of batches to search on: the slowest device of small steps varies a lot."""
 
 MAX_PLAN_TOKENS = 1_000_000
 """Of a longer trace an evenly spread sample is planned on: beyond it, counts barely change."""
@@ -41,6 +48,7 @@ class PlanWorkload:
         moe_layers: [L] model layer indices.
         loads: [L, E] assignments in the part that is planned on.
         transitions: [L − 1, E, E] pairs in that part; None where only counts are known.
+        search: Prices swaps on that part, on other batches.
         planning: Prices placements on that part.
         holdout: Prices them on the part that was kept back.
     """
@@ -52,6 +60,7 @@ class PlanWorkload:
     moe_layers: tuple[int, ...]
     loads: np.ndarray
     transitions: np.ndarray | None
+    search: SearchCost
     planning: StepEvaluator
     holdout: StepEvaluator | None
 
@@ -91,16 +100,23 @@ def from_trace(request: PlanRequest, model: ModelSpec, cluster: Cluster) -> Plan
         )
     planning, holdout = split_trace(trace, request.holdout, MAX_PLAN_TOKENS)
 
-    def evaluator(part: Trace, seed: int) -> StepEvaluator:
-        batches = draw_batches(
+    def batches(part: Trace, seed: int) -> Batches:
+        return draw_batches(
             part,
             devices=cluster.devices,
             phase=request.phase,
             seed=seed,
             tokens_per_device=_tokens_per_device(request),
         )
-        return _evaluator(request, batches, model, cluster)
 
+    def evaluator(part: Trace, seed: int) -> StepEvaluator:
+        return _evaluator(request, batches(part, seed), model, cluster)
+
+    pricing = evaluator(planning, request.seed)
+    drawn = [
+        batches(planning, request.seed + SEARCH_SEED + number)
+        for number in range(SEARCH_DRAWS[request.phase])
+    ]
     used = planning.manifest.tokens + (holdout.manifest.tokens if holdout else 0)
     note = manifest.source or "a routing trace"
     if used < manifest.tokens:
@@ -113,7 +129,8 @@ def from_trace(request: PlanRequest, model: ModelSpec, cluster: Cluster) -> Plan
         moe_layers=model.moe_layers,
         loads=count_loads(planning).astype(np.float64),
         transitions=count_transitions(planning).astype(np.float64),
-        planning=evaluator(planning, request.seed),
+        search=search_cost(pricing, drawn, request.seed),
+        planning=pricing,
         holdout=evaluator(holdout, request.seed + 1) if holdout else None,
     )
 
@@ -138,15 +155,19 @@ def from_counts(
             fix="leave dense layers out, or pass the --model that the counts are of",
         )
     try:
-        batches = sample_routing(
-            counts.loads,
-            top_k=model.top_k,
-            devices=cluster.devices,
-            tokens_per_device=_tokens_per_device(request),
-            seed=request.seed,
+        batches, drawn = (
+            sample_routing(
+                counts.loads,
+                top_k=model.top_k,
+                devices=cluster.devices,
+                tokens_per_device=_tokens_per_device(request),
+                seed=seed,
+            )
+            for seed in (request.seed, request.seed + SEARCH_SEED)
         )
     except InputError as error:
         raise error.within(file) from error
+    pricing = _evaluator(request, batches, model, cluster)
     return PlanWorkload(
         name=file.name,
         sha256=counts.sha256,
@@ -159,7 +180,8 @@ def from_counts(
         moe_layers=model.moe_layers,
         loads=counts.loads,
         transitions=None,
-        planning=_evaluator(request, batches, model, cluster),
+        search=search_cost(pricing, [drawn], request.seed),
+        planning=pricing,
         holdout=None,
     )
 

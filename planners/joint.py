@@ -1,0 +1,301 @@
+"""The joint planner: seconds per step, computation and communication in one objective.
+
+It starts from LPT with swaps, which is even and knows no links, and searches on by swaps of two
+copies that are priced on sampled batches (``search_cost.py``):
+
+- where tokens return to their rank, layer by layer (``token_search.py``);
+- where they travel from expert to expert, in all layers at once, from that start and from
+  placements that keep as much flow at home as they can (``chain_search.py``).
+
+How many swaps are tried follows from the size of the problem and the time limit, not from the
+clock, so that the same seed gives the same answer; the clock only ends a search that is late.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from moesim.cost import ExpertTime
+from moesim.planners.chain_search import anneal_chain, propagate
+from moesim.planners.compiled_random import random_state
+from moesim.planners.greedy import lpt_swap
+from moesim.planners.problem import PlacementProblem, PlannerAnswer
+from moesim.planners.search_cost import SAMPLED_TOKENS, SearchCost
+from moesim.planners.token_search import anneal_layer
+from moesim.schema import Evidence
+
+__all__ = ["joint"]
+
+PROPOSALS_PER_COPY = 2000
+"""Swaps tried per copy and layer if time allows; twice as many gain another 0.1 %."""
+
+PROPOSAL_S = 2e-6
+"""What a swap takes to price, roughly; sets how many are tried within a time limit."""
+
+SHARE_OF_TIME = 0.5
+"""Of the time limit that the search plans to use."""
+
+HOT, COLD = 0.3, 0.003
+"""Temperatures at the start and end, as shares of a copy's part in its layer's seconds."""
+
+STARTS = 3
+"""Placements that keep flow at home, from different first layers; the best one is searched on."""
+
+
+def joint(problem: PlacementProblem) -> PlannerAnswer:
+    """Search for the placement with the least seconds per step.
+
+    Returns:
+        ``outcome`` is heuristic; ``detail`` says how many swaps were tried.
+    """
+    _compile()  # once per machine; not part of the search
+    start_s = time.perf_counter()
+    table = lpt_swap(problem).astype(np.int64)
+    room = problem.slots_per_device
+    at_start = np.broadcast_to(np.arange(problem.slots) // room, table.shape).copy()
+    cost = problem.cost or _load_only(problem)
+    copy_s = _copy_seconds(cost, table, room)
+    if cost.comm == "chain" and problem.transitions is not None and problem.layers > 1:
+        device_of, tried = _search_chain(problem, cost, table, at_start, copy_s)
+    else:
+        device_of, tried = _search_layers(problem, cost, table, at_start, copy_s, start_s)
+    order = np.lexsort((table, device_of), axis=1)
+    found = np.take_along_axis(table, order, 1).astype(np.int32)
+    return PlannerAnswer(found, time.perf_counter() - start_s, detail={"swaps_tried": float(tried)})
+
+
+@dataclass(frozen=True)
+class _LoadCost:
+    """:class:`~moesim.cost.ExpertCost` of one second per token."""
+
+    evidence: Evidence = Evidence.ASSUMED
+
+    def time(self, slot_tokens: np.ndarray) -> ExpertTime:
+        total_s = np.asarray(slot_tokens, np.float64).sum(axis=-1)
+        return ExpertTime(np.zeros_like(total_s), total_s, total_s)
+
+    def lower_bound_s(self, expert_tokens: np.ndarray, speed: float) -> np.ndarray:
+        return expert_tokens.sum(axis=-1) / speed
+
+
+def _load_only(problem: PlacementProblem) -> SearchCost:
+    """A cost that knows nothing but loads: the slowest device, in tokens."""
+    return SearchCost(
+        comm="home-rank",
+        tokens=problem.loads[:, None, :],
+        expert_cost=_LoadCost(),
+        arrival_s=0.0,
+        node_of=np.arange(problem.devices) // (problem.devices // problem.nodes),
+        routing=None,
+        nic_s=0.0,
+        port_s=0.0,
+        pair_vectors=0.0,
+        near_s=0.0,
+        far_s=0.0,
+    )
+
+
+def _compile() -> None:
+    """Run both searches on a problem of nothing, so that they are compiled."""
+    device_of, expert_of = np.array([0, 1]), np.array([0, 1])
+    seconds, speed, node_of = np.ones((1, 3, 2), np.float32), np.ones(2), np.zeros(2, np.int64)
+    uses, state = np.zeros((2, 1), np.uint64), random_state(0)
+    anneal_layer(device_of, expert_of, uses, seconds, speed, node_of, 0.0, 0.0, 1, 1.0, 1.0, state)
+    layers = np.stack([device_of, device_of])
+    flow = np.ones((1, 2, 2), np.float32)
+    anneal_chain(
+        layers, layers.copy(), flow, np.stack([seconds, seconds]), speed, node_of,
+        0.0, 0.0, 1, 1.0, 1.0, state,
+    )  # fmt: skip
+
+
+def _copy_seconds(cost: SearchCost, table: np.ndarray, room: int) -> np.ndarray:
+    """[L, W, 3, S] float32 seconds that every copy adds to its device: memory, arithmetic, links.
+
+    A cost that is no sum (launches, latencies, overlap) is taken at the margin: what the copy adds
+    to a device whose other slots have the mean number of tokens.
+    """
+    tokens = _copy_tokens(cost.tokens, table)  # [L, W, S]
+    beside = np.repeat(tokens.mean(axis=2, keepdims=True), max(room - 1, 1), axis=2)[:, :, None, :]
+    beside = np.broadcast_to(beside, (*tokens.shape, beside.shape[-1]))
+    full = cost.expert_cost.time(np.concatenate((tokens[..., None], beside), axis=-1))
+    rest = cost.expert_cost.time(np.concatenate((np.zeros_like(tokens)[..., None], beside), -1))
+    return np.stack(
+        (
+            full.memory_s - rest.memory_s,
+            full.compute_s - rest.compute_s,
+            tokens * cost.arrival_s,
+        ),
+        axis=2,
+    ).astype(np.float32)
+
+
+def _rank_of_copy(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """[L, S] which copy of its expert a slot holds, and of how many."""
+    layers, slots = table.shape
+    rank = np.empty((layers, slots), np.int64)
+    count = np.zeros((layers, int(table.max()) + 1), np.int64)
+    every = np.arange(layers)
+    for slot in range(slots):
+        rank[:, slot] = count[every, table[:, slot]]
+        count[every, table[:, slot]] += 1
+    return rank, np.take_along_axis(count, table, 1)
+
+
+def _copy_tokens(tokens: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """[L, W, S] float64 tokens of every copy; those of an expert are dealt to its copies."""
+    rank, count = _rank_of_copy(table)
+    whole = np.take_along_axis(tokens, table[:, None, :], 2)
+    share = whole // count[:, None] + (rank[:, None] < whole % count[:, None])
+    return share.astype(np.float64)
+
+
+def _proposals(problem: PlacementProblem) -> int:
+    """Swaps to try in all layers together."""
+    affordable = problem.time_limit_s * SHARE_OF_TIME / PROPOSAL_S
+    return int(min(PROPOSALS_PER_COPY * problem.slots * problem.layers, affordable))
+
+
+def _search_layers(
+    problem: PlacementProblem,
+    cost: SearchCost,
+    table: np.ndarray,
+    device_of: np.ndarray,
+    copy_s: np.ndarray,
+    start_s: float,
+) -> tuple[np.ndarray, int]:
+    """Every layer by itself, on all cores."""
+    proposals = _proposals(problem) // problem.layers
+    rank, count = _rank_of_copy(table)
+    late = np.zeros(problem.layers, bool)
+
+    def search(layer: int) -> None:
+        if time.perf_counter() - start_s > problem.time_limit_s:
+            late[layer] = True
+            return
+        uses = _uses(cost, layer, table, rank, count)
+        anneal_layer(
+            device_of[layer],
+            table[layer],
+            uses,
+            np.ascontiguousarray(copy_s[layer]),
+            problem.speed_factors,
+            cost.node_of,
+            cost.nic_s / SAMPLED_TOKENS,
+            cost.port_s / SAMPLED_TOKENS,
+            proposals,
+            HOT / problem.slots,
+            COLD / problem.slots,
+            random_state(problem.seed * problem.layers + layer),
+        )
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(search, range(problem.layers)))
+    return device_of, proposals * int((~late).sum())
+
+
+def _uses(
+    cost: SearchCost, layer: int, table: np.ndarray, rank: np.ndarray, count: np.ndarray
+) -> np.ndarray:
+    """[S, T/64] uint64 sampled tokens that use each copy of a layer; [S, 0] if none are sampled."""
+    slots = table.shape[1]
+    if cost.routing is None:
+        return np.zeros((slots, 0), np.uint64)
+    routing = cost.routing[layer]  # [T, K]
+    slot_of = np.full((int(table[layer].max()) + 1, int(count[layer].max())), -1)
+    slot_of[table[layer], rank[layer]] = np.arange(slots)
+    copies = np.zeros(len(slot_of), np.int64)
+    copies[table[layer]] = count[layer]
+    token = np.broadcast_to(np.arange(len(routing))[:, None], routing.shape)
+    used = routing >= 0
+    expert, token = routing[used], token[used]
+    by_token = np.zeros((slots, len(routing)), bool)
+    by_token[slot_of[expert, token % copies[expert]], token] = True
+    return np.packbits(by_token, axis=1).view(np.uint64)
+
+
+def _search_chain(
+    problem: PlacementProblem,
+    cost: SearchCost,
+    table: np.ndarray,
+    at_start: np.ndarray,
+    copy_s: np.ndarray,
+) -> tuple[np.ndarray, int]:
+    """All layers at once, from the even placement and from the best one that keeps flow."""
+    flow = _flow(problem, cost, table)
+    rng = np.random.default_rng(problem.seed)
+    nodes = int(cost.node_of.max()) + 1
+    even_nodes = (np.bincount(cost.node_of) * nodes == problem.devices).all()
+    starts = [at_start]
+    if even_nodes and _distinct(table):
+        kept = [propagate(flow, problem.devices, nodes, sweeps=4, rng=rng) for _ in range(STARTS)]
+        starts.append(min(kept, key=lambda found: _travel_s(flow, found, cost)))
+    proposals = _proposals(problem) // len(starts)
+    level_s = float(copy_s.max(axis=2).sum(axis=2).mean() / problem.devices)
+    level_s += _travel_s(flow, at_start, cost) / problem.layers
+    copy_level_s = level_s / problem.slots
+
+    def search(number: int) -> float:
+        return anneal_chain(
+            starts[number],
+            table,
+            flow,
+            copy_s,
+            problem.speed_factors,
+            cost.node_of,
+            cost.near_s,
+            cost.far_s,
+            proposals,
+            HOT * copy_level_s,
+            COLD * copy_level_s,
+            random_state(problem.seed * 2 + number),
+        )
+
+    with ThreadPoolExecutor(len(starts)) as pool:
+        list(pool.map(search, range(len(starts))))
+    seconds = [
+        _travel_s(flow, found, cost) + _slowest_s(copy_s, found, problem.speed_factors)
+        for found in starts
+    ]
+    return starts[int(np.argmin(seconds))], proposals * len(starts)
+
+
+def _distinct(table: np.ndarray) -> bool:
+    """Whether no expert has a second copy (a placement by flow could put both on one device)."""
+    ordered = np.sort(table, axis=1)
+    return not (ordered[:, 1:] == ordered[:, :-1]).any()
+
+
+def _flow(problem: PlacementProblem, cost: SearchCost, table: np.ndarray) -> np.ndarray:
+    """[L − 1, S, S] float32 vectors per step between copies of neighbouring layers."""
+    assert problem.transitions is not None  # noqa: S101 - the caller has checked
+    _, count = _rank_of_copy(table)
+    flow = np.empty((problem.layers - 1, problem.slots, problem.slots), np.float32)
+    for layer, pairs in enumerate(problem.transitions):
+        vectors = pairs[table[layer][:, None], table[layer + 1][None, :]]
+        vectors = vectors / (count[layer][:, None] * count[layer + 1][None, :])
+        flow[layer] = vectors * (cost.pair_vectors / max(vectors.sum(), 1e-300))
+    return flow
+
+
+def _travel_s(flow: np.ndarray, device_of: np.ndarray, cost: SearchCost) -> float:
+    """Seconds per step of all vectors between layers."""
+    seconds = 0.0
+    for layer, vectors in enumerate(flow):
+        here, there = device_of[layer][:, None], device_of[layer + 1][None, :]
+        hop = np.where(cost.node_of[here] == cost.node_of[there], cost.near_s, cost.far_s)
+        seconds += float((vectors * np.where(here == there, 0.0, hop)).sum())
+    return seconds
+
+
+def _slowest_s(copy_s: np.ndarray, device_of: np.ndarray, speed: np.ndarray) -> float:
+    """Seconds per step of the slowest devices, mean over batches."""
+    on = device_of[:, :, None] == np.arange(len(speed))  # [L, S, G]
+    busy = np.einsum("lwps,lsg->lwpg", copy_s.astype(np.float64), on.astype(np.float64))
+    finish = busy[:, :, :2].max(axis=2) / speed + busy[:, :, 2]
+    return float(finish.max(axis=2).mean(axis=1).sum())

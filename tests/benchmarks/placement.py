@@ -1,0 +1,125 @@
+"""The joint planner on made-up instances, against the planners that it must beat.
+
+    python -m tests.benchmarks.placement --shapes qwen3/8,deepseek-v3/32 --kinds weak,strong,planted
+
+Costs are relative to evenly spread computation alone (1 = no imbalance and no travel).
+"""
+
+import argparse
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from moesim.cost import ExpertTime
+from moesim.planners.joint import joint
+from moesim.planners.problem import PlacementProblem
+from moesim.planners.registry import run_planner
+from moesim.planners.search_cost import SearchCost
+from moesim.schema import Evidence
+from tests.benchmarks.placement_instances import (
+    ASSIGNMENT_S,
+    FAR_S,
+    KINDS,
+    NEAR_S,
+    SHAPES,
+    even,
+    make_instance,
+    price,
+)
+
+TOKENS = 10**9
+"""Of a step: loads become whole numbers without losing digits."""
+
+
+@dataclass(frozen=True)
+class AssignmentCost:
+    """Seconds in proportion to tokens."""
+
+    evidence: Evidence = Evidence.ASSUMED
+
+    def time(self, slot_tokens):
+        total_s = np.asarray(slot_tokens, float).sum(axis=-1) * (ASSIGNMENT_S / TOKENS)
+        return ExpertTime(np.zeros_like(total_s), total_s, total_s)
+
+    def lower_bound_s(self, expert_tokens, speed):
+        return expert_tokens.sum(axis=-1) * (ASSIGNMENT_S / TOKENS) / speed
+
+
+def make_problem(instance, time_limit_s, seed):
+    devices, per_node = instance.devices, instance.devices // instance.nodes
+    cost = SearchCost(
+        comm="chain",
+        tokens=np.rint(instance.loads[:, None] * TOKENS).astype(np.int64),
+        expert_cost=AssignmentCost(),
+        arrival_s=0.0,
+        node_of=np.arange(devices) // per_node,
+        routing=None,
+        nic_s=0.0,
+        port_s=0.0,
+        pair_vectors=1.0,
+        near_s=NEAR_S / devices,
+        far_s=FAR_S / devices,
+    )
+    node = np.arange(devices) // per_node
+    return PlacementProblem(
+        loads=instance.loads * TOKENS,
+        devices=devices,
+        nodes=instance.nodes,
+        slots=instance.loads.shape[1],
+        speed_factors=np.ones(devices),
+        transitions=instance.transitions,
+        pair_bandwidth_bytes_per_s=np.where(node[:, None] == node, 1 / NEAR_S, 1 / FAR_S),
+        time_limit_s=time_limit_s,
+        seed=seed,
+        cost=cost,
+    )
+
+
+def device_of(table, devices):
+    layers, slots = table.shape
+    found = np.empty((layers, slots), np.int64)
+    np.put_along_axis(found, table, np.arange(slots)[None, :] // (slots // devices), 1)
+    return found
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shapes", default="mixtral/4,qwen3/8,deepseek-v3/32")
+    parser.add_argument("--kinds", default="weak,strong,planted")
+    parser.add_argument("--seeds", type=int, default=1, help="instances of each")
+    parser.add_argument("--time-limit", type=float, default=30.0)
+    parser.add_argument("--planners", default="contiguous,lpt-swap,joint")
+    options = parser.parse_args()
+    for name, allowed in (("shapes", SHAPES), ("kinds", KINDS)):
+        for word in getattr(options, name).split(","):
+            if word not in allowed:
+                parser.error(f"--{name}: {word} is not one of {', '.join(allowed)}")
+    print(f"{'instance':<28}{'seed':>5}{'planner':>12}{'cost':>9}{'vs lpt-swap':>13}{'wall s':>8}")
+    for shape in options.shapes.split(","):
+        for kind in options.kinds.split(","):
+            for seed in range(options.seeds):
+                report(shape, kind, seed, options)
+
+
+def report(shape, kind, seed, options):
+    instance = make_instance(shape, kind, seed)
+    problem = make_problem(instance, options.time_limit, seed)
+    joint(make_problem(make_instance("mixtral/4", "weak"), 0.01, 0))  # compiled before it is timed
+    costs = {}
+    if instance.hidden is not None:
+        costs["(hidden)"] = (price(instance, instance.hidden) / even(instance), 0.0)
+    for planner in dict.fromkeys(["lpt-swap", *options.planners.split(",")]):
+        start = time.perf_counter()
+        table = run_planner(planner, problem).physical_to_logical
+        seconds = time.perf_counter() - start
+        cost = price(instance, device_of(table, instance.devices)) / even(instance)
+        costs[planner] = (cost, seconds)
+    for planner, (cost, seconds) in costs.items():
+        gain = cost / costs["lpt-swap"][0] - 1
+        print(f"{instance.name:<28}{seed:>5}{planner:>12}{cost:>9.4f}{gain:>+13.2%}{seconds:>8.1f}",
+              flush=True)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,223 @@
+"""The joint planner: exact sums, valid answers, optimal where that can be checked."""
+
+from dataclasses import dataclass, replace
+from itertools import permutations, product
+
+import numpy as np
+import pytest
+from scipy.optimize import linear_sum_assignment
+
+from moesim.cost import ExpertTime
+from moesim.planners import joint as joint_module
+from moesim.planners.chain_search import anneal_chain, propagate
+from moesim.planners.compiled_random import below, random_state, uniform
+from moesim.planners.joint import joint
+from moesim.planners.outcome import PlanRequest
+from moesim.planners.plan import make_plan
+from moesim.planners.search_cost import SAMPLED_TOKENS, SearchCost
+from moesim.planners.token_search import anneal_layer, link_seconds
+from moesim.planners.transport import transport
+from moesim.planners.verify import verify_placement
+from moesim.schema import Evidence
+from tests.benchmarks.placement_instances import make_instance, price
+from tests.planners.problems import make_problem, random_problem
+
+
+@dataclass(frozen=True)
+class PerToken:
+    seconds: float = 1.0
+    evidence: Evidence = Evidence.ASSUMED
+
+    def time(self, slot_tokens):
+        total_s = np.asarray(slot_tokens, float).sum(axis=-1) * self.seconds
+        return ExpertTime(np.zeros_like(total_s), total_s, total_s)
+
+    def lower_bound_s(self, expert_tokens, speed):
+        return expert_tokens.sum(axis=-1) * self.seconds / speed
+
+
+def make_cost(problem, comm, routing=None, **fields):
+    defaults = {
+        "tokens": problem.loads[:, None].astype(np.int64),
+        "expert_cost": PerToken(),
+        "arrival_s": 0.0,
+        "node_of": np.arange(problem.devices) // (problem.devices // problem.nodes),
+        "nic_s": 0.0,
+        "port_s": 0.0,
+        "pair_vectors": 1.0,
+        "near_s": 0.0,
+        "far_s": 0.0,
+    }
+    return SearchCost(comm=comm, routing=routing, **(defaults | fields))
+
+
+def place(table, devices):
+    """[L, E] device of every expert of a table without copies."""
+    found = np.empty(table.shape, np.int64)
+    slots = table.shape[1]
+    np.put_along_axis(found, table, np.arange(slots)[None] // (slots // devices), 1)
+    return found
+
+
+def test_transport_against_scipy():
+    rng = np.random.default_rng(0)
+    for trial in range(300):
+        places, size = rng.integers(1, 6, 2)
+        items = rng.integers(1, places * size + 1)
+        if trial % 2:
+            cost = rng.integers(-3, 4, (items, places)).astype(float)
+        else:
+            cost = rng.normal(size=(items, places))
+        found = transport(cost, np.full(places, size))
+        assert (np.bincount(found, minlength=places) <= size).all()
+        rows, columns = linear_sum_assignment(np.repeat(cost, size, axis=1))
+        best = np.repeat(cost, size, axis=1)[rows, columns].sum()
+        assert cost[np.arange(items), found].sum() == pytest.approx(best, abs=1e-9)
+
+
+def test_random_numbers():
+    state = random_state(7)
+    draws = np.array([below(state, 10) for _ in range(20_000)])
+    assert np.bincount(draws, minlength=10).min() > 1800
+    shares = np.array([uniform(state) for _ in range(20_000)])
+    assert 0 < shares.min() < shares.max() < 1
+    assert abs(shares.mean() - 0.5) < 0.01
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_chain_search_keeps_its_books(seed):
+    """The change that it reports is that of the cost computed afresh."""
+    rng = np.random.default_rng(seed)
+    layers, devices, nodes, room = 4, 4, 2, 3
+    copies = devices * room
+    flow = rng.gamma(0.3, 1.0, (layers - 1, copies, copies)).astype(np.float32)
+    copy_s = rng.gamma(0.5, 1.0, (layers, 3, 3, copies)).astype(np.float32)
+    speed, node_of = rng.uniform(0.5, 2, devices), np.arange(devices) // (devices // nodes)
+    start = np.stack([rng.permutation(np.arange(copies) // room) for _ in range(layers)])
+    problem = make_problem(np.ones((layers, copies)), devices, nodes=nodes)
+    cost = make_cost(problem, "chain", near_s=0.3, far_s=1.1)
+
+    def seconds(found):
+        return joint_module._travel_s(flow, found, cost) + joint_module._slowest_s(
+            copy_s, found, speed
+        )
+
+    found = start.copy()
+    change = anneal_chain(
+        found, np.tile(np.arange(copies), (layers, 1)), flow, copy_s, speed, node_of,
+        0.3, 1.1, 3000, 0.5, 0.01, random_state(seed),
+    )  # fmt: skip
+    assert change < 0
+    assert seconds(found) - seconds(start) == pytest.approx(change, rel=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_token_search_keeps_its_books(seed):
+    rng = np.random.default_rng(seed)
+    devices, nodes, room, tokens = 6, 3, 3, 128
+    copies = devices * room
+    node_of = np.arange(devices) // (devices // nodes)
+    uses = rng.random((copies, tokens)) < 0.2
+    copy_s = rng.gamma(0.5, 1e-3, (4, 3, copies)).astype(np.float32)
+    speed = rng.uniform(0.5, 2, devices)
+    start = rng.permutation(np.arange(copies) // room)
+
+    def seconds(found):
+        on_device = np.stack([uses[found == device].any(axis=0) for device in range(devices)])
+        in_node = np.stack([on_device[node_of == node].any(axis=0) for node in range(nodes)])
+        links = link_seconds(in_node.sum(1), on_device.sum(1), node_of, 1e-3, 2e-4)
+        return links + joint_module._slowest_s(copy_s[None], found[None], speed)
+
+    found = start.copy()
+    change = anneal_layer(
+        found, np.arange(copies), np.packbits(uses, axis=1).view(np.uint64), copy_s, speed,
+        node_of, 1e-3, 2e-4, 4000, 1e-2, 1e-4, random_state(seed),
+    )  # fmt: skip
+    assert change < 0
+    assert seconds(found) - seconds(start) == pytest.approx(change, rel=1e-4)
+
+
+def test_link_seconds_by_hand():
+    """Two nodes of two devices; a token touches nodes 0 and 1, another only device 3."""
+    node_hits, device_hits = np.array([1, 2]), np.array([1, 0, 1, 1])
+    node_of = np.array([0, 0, 1, 1])
+    # NICs: into node 1 come its 2 hits from the one other node. Ports: 4 devices' tokens touch
+    # device 0 once; the relays of node 1 pass on 2 vectors from 2 nodes each.
+    assert link_seconds(node_hits, device_hits, node_of, 1.0, 0.0) == 2
+    assert link_seconds(node_hits, device_hits, node_of, 0.0, 1.0) == 4
+
+
+def test_planted_placements_are_found():
+    for shape in ("qwen3/8", "deepseek-v3/32"):
+        instance = make_instance(shape, "planted", seed=3)
+        rng = np.random.default_rng(0)
+        found = [
+            propagate(instance.transitions, instance.devices, instance.nodes, sweeps=4, rng=rng)
+            for _ in range(2)
+        ]
+        best = min(price(instance, device_of) for device_of in found)
+        assert best <= price(instance, instance.hidden) * 1.0001
+
+
+def all_partitions(experts, devices):
+    room = experts // devices
+    rows = {tuple(row) for row in permutations(np.repeat(np.arange(devices), room))}
+    return np.array(sorted(rows))
+
+
+def test_small_cases_equal_brute_force():
+    rng = np.random.default_rng(1)
+    options = all_partitions(4, 2)
+    for _ in range(100):
+        loads = rng.integers(1, 40, (3, 4)).astype(float)
+        flow = rng.gamma(0.4, 10.0, (2, 4, 4))
+        problem = make_problem(loads, 2, transitions=flow)
+        cost = make_cost(problem, "chain", near_s=rng.uniform(0, 2), pair_vectors=30.0, far_s=9.0)
+        problem = replace(problem, cost=cost)
+        answer = joint(problem)
+        vectors = joint_module._flow(problem, cost, np.tile(np.arange(4), (3, 1)))
+        copy_s = joint_module._copy_seconds(cost, np.tile(np.arange(4), (3, 1)), 2)
+
+        def seconds(found, vectors=vectors, copy_s=copy_s, cost=cost):
+            return joint_module._travel_s(vectors, found, cost) + joint_module._slowest_s(
+                copy_s, found, np.ones(2)
+            )
+
+        best = min(
+            seconds(np.stack([options[i] for i in row]))
+            for row in product(range(len(options)), repeat=3)
+        )
+        assert seconds(place(answer.physical_to_logical, 2)) <= best * 1.001
+
+
+def test_answers_are_valid_and_repeatable(monkeypatch):
+    monkeypatch.setattr(joint_module, "PROPOSALS_PER_COPY", 200)
+    rng = np.random.default_rng(2)
+    for trial in range(30):
+        problem = random_problem(rng, experts_max=20)
+        layers, experts = problem.loads.shape
+        routing = rng.integers(-1, experts, (layers, SAMPLED_TOKENS, 2))
+        comm = "home-rank" if trial % 2 else "chain"
+        transitions = rng.random((layers - 1, experts, experts)) if trial % 2 == 0 else None
+        problem = replace(problem, transitions=transitions)
+        loads = np.minimum(problem.loads, 1e6)
+        problem = replace(
+            problem,
+            loads=loads,
+            cost=make_cost(
+                replace(problem, loads=loads), comm, routing if trial % 2 else None,
+                nic_s=1.0, port_s=0.1, near_s=1e-3, far_s=1e-2, arrival_s=0.1,
+            ),
+        )  # fmt: skip
+        answer = joint(problem)
+        verify_placement(answer.physical_to_logical, problem)
+        again = joint(problem)
+        assert (answer.physical_to_logical == again.physical_to_logical).all()
+
+
+@pytest.mark.parametrize("comm", ["home-rank", "chain"])
+def test_the_sample_runs_faster_on_tokens_not_seen(comm):
+    outcome = make_plan(PlanRequest(comm=comm))
+    held_out = {name: score.holdout.step_s for name, score in outcome.scores.items()}
+    assert outcome.chosen == "joint"
+    assert min(held_out, key=held_out.get) == "joint"
