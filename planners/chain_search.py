@@ -168,7 +168,7 @@ def anneal_chain(  # noqa: PLR0913 - compiled code takes arrays, not objects
         device_of: [L, S] int64 device of every copy, changed in place to the best found.
         expert_of: [L, S] int64 logical expert of every copy; no two of one share a device.
         flow: [L − 1, S, S] float32 vectors per step between copies of neighbouring layers.
-        copy_s: [L, W, 3, S] float32 seconds of memory, arithmetic and links that a copy adds.
+        copy_s: [L, W, 2, S] float32 seconds that a copy adds, of its device and of the links.
         speed: [G] float64 relative speed of every device.
         node_of: [G] int64 node of every device.
         near_s: Seconds per vector between devices of a node.

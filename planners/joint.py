@@ -16,18 +16,15 @@ from __future__ import annotations
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import numpy as np
 
-from moesim.cost import ExpertTime
 from moesim.planners.chain_search import anneal_chain, propagate
 from moesim.planners.compiled_random import random_state
 from moesim.planners.greedy import lpt_swap
 from moesim.planners.problem import PlacementProblem, PlannerAnswer
 from moesim.planners.search_cost import SAMPLED_TOKENS, SearchCost
 from moesim.planners.token_search import anneal_layer
-from moesim.schema import Evidence
 
 __all__ = ["joint"]
 
@@ -69,26 +66,12 @@ def joint(problem: PlacementProblem) -> PlannerAnswer:
     return PlannerAnswer(found, time.perf_counter() - start_s, detail={"swaps_tried": float(tried)})
 
 
-@dataclass(frozen=True)
-class _LoadCost:
-    """:class:`~moesim.cost.ExpertCost` of one second per token."""
-
-    evidence: Evidence = Evidence.ASSUMED
-
-    def time(self, slot_tokens: np.ndarray) -> ExpertTime:
-        total_s = np.asarray(slot_tokens, np.float64).sum(axis=-1)
-        return ExpertTime(np.zeros_like(total_s), total_s, total_s)
-
-    def lower_bound_s(self, expert_tokens: np.ndarray, speed: float) -> np.ndarray:
-        return expert_tokens.sum(axis=-1) / speed
-
-
 def _load_only(problem: PlacementProblem) -> SearchCost:
     """A cost that knows nothing but loads: the slowest device, in tokens."""
     return SearchCost(
         comm="home-rank",
         tokens=problem.loads[:, None, :],
-        expert_cost=_LoadCost(),
+        experts_s=lambda slot_tokens: np.sum(slot_tokens, axis=-1),
         arrival_s=0.0,
         node_of=np.arange(problem.devices) // (problem.devices // problem.nodes),
         routing=None,
@@ -103,7 +86,7 @@ def _load_only(problem: PlacementProblem) -> SearchCost:
 def _compile() -> None:
     """Run both searches on a problem of nothing, so that they are compiled."""
     device_of, expert_of = np.array([0, 1]), np.array([0, 1])
-    seconds, speed, node_of = np.ones((1, 3, 2), np.float32), np.ones(2), np.zeros(2, np.int64)
+    seconds, speed, node_of = np.ones((1, 2, 2), np.float32), np.ones(2), np.zeros(2, np.int64)
     uses, state = np.zeros((2, 1), np.uint64), random_state(0)
     anneal_layer(device_of, expert_of, uses, seconds, speed, node_of, 0.0, 0.0, 1, 1.0, 1.0, state)
     layers = np.stack([device_of, device_of])
@@ -115,7 +98,7 @@ def _compile() -> None:
 
 
 def _copy_seconds(cost: SearchCost, table: np.ndarray, room: int) -> np.ndarray:
-    """[L, W, 3, S] float32 seconds that every copy adds to its device: memory, arithmetic, links.
+    """[L, W, 2, S] float32 seconds that every copy adds to its device, and to its links.
 
     A cost that is no sum (launches, latencies, overlap) is taken at the margin: what the copy adds
     to a device whose other slots have the mean number of tokens.
@@ -123,16 +106,10 @@ def _copy_seconds(cost: SearchCost, table: np.ndarray, room: int) -> np.ndarray:
     tokens = _copy_tokens(cost.tokens, table)  # [L, W, S]
     beside = np.repeat(tokens.mean(axis=2, keepdims=True), max(room - 1, 1), axis=2)[:, :, None, :]
     beside = np.broadcast_to(beside, (*tokens.shape, beside.shape[-1]))
-    full = cost.expert_cost.time(np.concatenate((tokens[..., None], beside), axis=-1))
-    rest = cost.expert_cost.time(np.concatenate((np.zeros_like(tokens)[..., None], beside), -1))
-    return np.stack(
-        (
-            full.memory_s - rest.memory_s,
-            full.compute_s - rest.compute_s,
-            tokens * cost.arrival_s,
-        ),
-        axis=2,
-    ).astype(np.float32)
+    full_s = cost.experts_s(np.concatenate((tokens[..., None], beside), axis=-1))
+    rest_s = cost.experts_s(np.concatenate((np.zeros_like(tokens)[..., None], beside), -1))
+    seconds = (full_s - rest_s, tokens * cost.arrival_s)
+    return np.stack(seconds, axis=2).astype(np.float32)
 
 
 def _rank_of_copy(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -236,7 +213,7 @@ def _search_chain(
         kept = [propagate(flow, problem.devices, nodes, sweeps=4, rng=rng) for _ in range(STARTS)]
         starts.append(min(kept, key=lambda found: _travel_s(flow, found, cost)))
     proposals = _proposals(problem) // len(starts)
-    level_s = float(copy_s.max(axis=2).sum(axis=2).mean() / problem.devices)
+    level_s = float(copy_s.sum(axis=(2, 3)).mean() / problem.devices)
     level_s += _travel_s(flow, at_start, cost) / problem.layers
     copy_level_s = level_s / problem.slots
 
@@ -297,5 +274,5 @@ def _slowest_s(copy_s: np.ndarray, device_of: np.ndarray, speed: np.ndarray) -> 
     """Seconds per step of the slowest devices, mean over batches."""
     on = device_of[:, :, None] == np.arange(len(speed))  # [L, S, G]
     busy = np.einsum("lwps,lsg->lwpg", copy_s.astype(np.float64), on.astype(np.float64))
-    finish = busy[:, :, :2].max(axis=2) / speed + busy[:, :, 2]
+    finish = busy[:, :, 0] / speed + busy[:, :, 1]
     return float(finish.max(axis=2).mean(axis=1).sum())

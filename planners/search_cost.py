@@ -10,13 +10,13 @@ The batches are drawn anew, so that an answer is judged on other batches than it
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from moesim.cluster import Cluster
 from moesim.communication import CommForm
-from moesim.cost import ExpertCost
+from moesim.link_cost import Direction
 from moesim.step import StepEvaluator
 from moesim.workload import Batches
 
@@ -34,7 +34,7 @@ class SearchCost:
     Attributes:
         comm: Form of communication.
         tokens: [L, W, E] tokens of every expert in sampled batches.
-        expert_cost: Seconds of a device for its experts.
+        experts_s: Seconds [...] of a device from the tokens [..., s] of its slots.
         arrival_s: Link seconds per token that a device's experts take in.
         node_of: [G] node of every device.
         routing: [L, T, K] experts of sampled tokens, −1 for none; None where links do not depend
@@ -48,7 +48,7 @@ class SearchCost:
 
     comm: CommForm
     tokens: np.ndarray
-    expert_cost: ExpertCost
+    experts_s: Callable[[np.ndarray], np.ndarray]
     arrival_s: float
     node_of: np.ndarray
     routing: np.ndarray | None
@@ -67,41 +67,40 @@ def search_cost(evaluator: StepEvaluator, batches: list[Batches], seed: int) -> 
         batches: To search on, all of one size.
         seed: Of the tokens that are sampled from them.
     """
-    cluster = evaluator.cluster
+    cluster, links = evaluator.cluster, evaluator.link_cost
     node_of = cluster.domain_of_device.astype(np.int64)
-    nic, port = _bandwidths(cluster, node_of)
     devices, nodes = cluster.devices, int(node_of.max()) + 1
     per_device = batches[0].tokens_per_device
-    there_and_back = evaluator.dispatch_bytes + evaluator.combine_bytes
     chain = evaluator.comm == "chain"
     by_token = not chain and evaluator.phase == "prefill"
-    vector_bytes = evaluator.dispatch_bytes if chain else there_and_back
-    across = (1 - 1 / nodes) / nic
-    inside = (1 / nodes - 1 / devices) / port
+    nic_s, port_s = _vector_seconds(links.dispatch, node_of)
+    if not chain:
+        back_nic_s, back_port_s = _vector_seconds(links.combine, node_of)
+        nic_s, port_s = nic_s + back_nic_s, port_s + back_port_s
+    arrival_s = max((1 - 1 / nodes) * nic_s, (1 / nodes - 1 / devices) * port_s)
     return SearchCost(
         comm=evaluator.comm,
         tokens=np.concatenate([_histograms(drawn) for drawn in batches], axis=1),
-        expert_cost=evaluator.expert_cost,
-        arrival_s=0.0 if by_token else vector_bytes * max(across, inside),
+        experts_s=lambda slot_tokens: evaluator.expert_cost.time(slot_tokens).total_s,
+        arrival_s=0.0 if by_token else arrival_s,
         node_of=node_of,
         routing=_sampled(batches, seed) if by_token else None,
-        nic_s=per_device * there_and_back / nic,
-        port_s=per_device * there_and_back / port,
+        nic_s=per_device * nic_s,
+        port_s=per_device * port_s,
         pair_vectors=float(per_device * devices * batches[0].top_k),
-        near_s=vector_bytes / port / devices,
-        far_s=vector_bytes / nic / devices,
+        near_s=port_s / devices,
+        far_s=nic_s / devices,
     )
 
 
-def _bandwidths(cluster: Cluster, node_of: np.ndarray) -> tuple[float, float]:
-    """Bytes/s of a device towards other nodes and within its own; ∞ where there is none."""
-    pair = cluster.pair_bandwidth_bytes_per_s
+def _vector_seconds(way: Direction, node_of: np.ndarray) -> tuple[float, float]:
+    """Seconds of a device's links for one vector to another node, and within its own."""
+    pair = way.cluster.pair_bandwidth_bytes_per_s
     same = node_of[:, None] == node_of
     inside = same & ~np.eye(len(node_of), dtype=bool)
-    return (
-        float(pair[~same].min()) if not same.all() else np.inf,
-        float(pair[inside].min()) if inside.any() else np.inf,
-    )
+    nic = float(pair[~same].min()) * way.out_rate if not same.all() else np.inf
+    port = float(pair[inside].min()) * way.up_rate if inside.any() else np.inf
+    return way.vector_bytes / nic, way.vector_bytes / port
 
 
 def _histograms(batches: Batches) -> np.ndarray:

@@ -1,9 +1,8 @@
 """The slowest device of every batch, kept up to date while copies of experts change places.
 
-A device is busy for the larger of its memory and arithmetic seconds, over its speed, and then its
-links are busy with the tokens of its experts. All three add up over the copies that it holds, which
-is what makes a swap cheap to price. (Sums of a calibrated cost are close, not exact: planners are
-judged by the step evaluator, not by this.)
+A device is busy with its experts, the sooner done the faster it is, and then its links are busy
+with their tokens. Both add up over the copies that it holds, which is what makes a swap cheap to
+price. (Sums are close to a cost model, not exact: planners are judged by the step evaluator.)
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ class Busy(NamedTuple):
     """Seconds of one layer's devices in W batches.
 
     Attributes:
-        copy_s: [W, 3, S] float32 seconds of memory, arithmetic and links that a copy adds.
+        copy_s: [W, 2, S] float32 seconds that a copy adds, of the device and of its links.
         speed: [G] float64 relative speed of every device.
-        device_s: [W, 3, G] float64 sums over the copies of a device.
+        device_s: [W, 2, G] float64 sums over the copies of a device.
         peak_s: [W] float64 of the slowest device.
         peak_at: [W] int64 which device that is.
         new_peak_s: [W] after the swap priced last.
@@ -43,10 +42,10 @@ class Busy(NamedTuple):
 def add_up(copy_s: np.ndarray, speed: np.ndarray, device_of: np.ndarray) -> Busy:
     """Seconds of a placement."""
     batches, devices = copy_s.shape[0], speed.shape[0]
-    device_s = np.zeros((batches, 3, devices))
+    device_s = np.zeros((batches, 2, devices))
     peak_s, peak_at = np.full(batches, -1.0), np.zeros(batches, np.int64)
     for batch in range(batches):
-        for part in range(3):
+        for part in range(2):
             for copy in range(device_of.shape[0]):
                 device_s[batch, part, device_of[copy]] += copy_s[batch, part, copy]
         for device in range(devices):
@@ -58,7 +57,7 @@ def add_up(copy_s: np.ndarray, speed: np.ndarray, device_of: np.ndarray) -> Busy
 
 @compiled
 def _finish_s(device_s: np.ndarray, speed: np.ndarray, device: int) -> float:
-    return max(device_s[0, device], device_s[1, device]) / speed[device] + device_s[2, device]
+    return device_s[0, device] / speed[device] + device_s[1, device]
 
 
 @compiled
@@ -68,11 +67,10 @@ def price_swap(busy: Busy, i: int, f: int, x: int, y: int) -> float:
     slower = 0.0
     for batch in range(busy.peak_s.shape[0]):
         row, seconds = busy.device_s[batch], busy.copy_s[batch]
-        memory = seconds[0, i] - seconds[0, f]
-        compute = seconds[1, i] - seconds[1, f]
-        links = seconds[2, i] - seconds[2, f]
-        at_x = max(row[0, x] - memory, row[1, x] - compute) / speed[x] + row[2, x] - links
-        at_y = max(row[0, y] + memory, row[1, y] + compute) / speed[y] + row[2, y] + links
+        device_s = seconds[0, i] - seconds[0, f]
+        links_s = seconds[1, i] - seconds[1, f]
+        at_x = (row[0, x] - device_s) / speed[x] + row[1, x] - links_s
+        at_y = (row[0, y] + device_s) / speed[y] + row[1, y] + links_s
         high, at = busy.peak_s[batch], busy.peak_at[batch]
         if at in (x, y):
             high = -1.0
@@ -93,7 +91,7 @@ def price_swap(busy: Busy, i: int, f: int, x: int, y: int) -> float:
 def take_swap(busy: Busy, i: int, f: int, x: int, y: int) -> None:
     """Do the swap that was priced last."""
     for batch in range(busy.peak_s.shape[0]):
-        for part in range(3):
+        for part in range(2):
             moved = busy.copy_s[batch, part, i] - busy.copy_s[batch, part, f]
             busy.device_s[batch, part, x] -= moved
             busy.device_s[batch, part, y] += moved

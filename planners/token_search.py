@@ -103,7 +103,7 @@ def anneal_layer(  # noqa: PLR0913 - compiled code takes arrays, not objects
         expert_of: [S] int64 logical expert of every copy; no two of one share a device.
         uses: [S, T/64] uint64 sampled tokens that use a copy, 64 to a word; [S, 0] where links
             depend on the load alone.
-        copy_s: [W, 3, S] float32 seconds of memory, arithmetic and links that a copy adds.
+        copy_s: [W, 2, S] float32 seconds that a copy adds, of its device and of the links.
         speed: [G] float64 relative speed of every device.
         node_of: [G] int64 node of every device.
         nic_s: See :func:`link_seconds`.

@@ -7,16 +7,13 @@ Costs are relative to evenly spread computation alone (1 = no imbalance and no t
 
 import argparse
 import time
-from dataclasses import dataclass
 
 import numpy as np
 
-from moesim.cost import ExpertTime
 from moesim.planners.joint import joint
 from moesim.planners.problem import PlacementProblem
 from moesim.planners.registry import run_planner
 from moesim.planners.search_cost import SearchCost
-from moesim.schema import Evidence
 from tests.benchmarks.placement_instances import (
     ASSIGNMENT_S,
     FAR_S,
@@ -32,26 +29,12 @@ TOKENS = 10**9
 """Of a step: loads become whole numbers without losing digits."""
 
 
-@dataclass(frozen=True)
-class AssignmentCost:
-    """Seconds in proportion to tokens."""
-
-    evidence: Evidence = Evidence.ASSUMED
-
-    def time(self, slot_tokens):
-        total_s = np.asarray(slot_tokens, float).sum(axis=-1) * (ASSIGNMENT_S / TOKENS)
-        return ExpertTime(np.zeros_like(total_s), total_s, total_s)
-
-    def lower_bound_s(self, expert_tokens, speed):
-        return expert_tokens.sum(axis=-1) * (ASSIGNMENT_S / TOKENS) / speed
-
-
 def make_problem(instance, time_limit_s, seed):
     devices, per_node = instance.devices, instance.devices // instance.nodes
     cost = SearchCost(
         comm="chain",
         tokens=np.rint(instance.loads[:, None] * TOKENS).astype(np.int64),
-        expert_cost=AssignmentCost(),
+        experts_s=lambda tokens: tokens.sum(axis=-1) * (ASSIGNMENT_S / TOKENS),
         arrival_s=0.0,
         node_of=np.arange(devices) // per_node,
         routing=None,
