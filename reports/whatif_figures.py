@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from moesim.offload.whatif import Curve, CurvesOfBatch, WhatIf
+    from moesim.offload.slot_curves import Curve, CurvesOfBatch
+    from moesim.offload.whatif import WhatIf
 
 __all__ = ["hit_rates", "memory", "speeds"]
 

@@ -21,7 +21,8 @@ from moesim.safe_io import write_atomic
 from moesim.units import format_bytes, format_si
 
 if TYPE_CHECKING:
-    from moesim.offload.whatif import CurvesOfBatch, WhatIf
+    from moesim.offload.slot_curves import CurvesOfBatch
+    from moesim.offload.whatif import WhatIf
 
 __all__ = ["WhatIfReport", "build_whatif_report", "write_whatif_report"]
 

@@ -13,7 +13,8 @@ import typer
 from moesim.cli.console import Console, JsonOption, NoSeedOption, OutOption, QuietOption
 
 if TYPE_CHECKING:
-    from moesim.offload.whatif import Curve, CurvesOfBatch, WhatIf
+    from moesim.offload.slot_curves import Curve, CurvesOfBatch
+    from moesim.offload.whatif import WhatIf
 
 __all__ = ["DEFAULT_HARDWARE", "app"]
 
@@ -97,14 +98,8 @@ def cache(
     import moesim
     from moesim.cache.setting import CacheSetting
     from moesim.offload.inputs import numbers, open_inputs
-    from moesim.offload.whatif import (
-        WhatIf,
-        default_slots,
-        double_rule,
-        memory_split,
-        recommend,
-        slot_curves,
-    )
+    from moesim.offload.slot_curves import default_slots, slot_curves
+    from moesim.offload.whatif import WhatIf, double_rule, memory_split, recommend
     from moesim.safe_io import write_json
 
     console = Console(as_json=as_json, quiet=quiet)

@@ -2,6 +2,6 @@
 
 ``schedules`` divides one layer's experts among GPU, CPU and link, ``replay`` walks through steps
 and layers with caches, prefetch and clocks, ``tiers`` says what each part costs on a machine,
-``predictors`` guess the next layer's experts, ``systems`` puts published systems together, and
-``simulation`` and ``whatif`` answer the two questions of the command line.
+``predictors`` guess the next layer's experts, ``systems`` puts published systems together.
+``simulation`` answers how fast one serves; ``slot_curves`` and ``whatif`` how many slots to take.
 """

@@ -12,17 +12,16 @@ Admissions within an event follow one another in the order of expert ids, and ea
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
 from moesim.compiled import compiled, compiled_part
+from moesim.offload.prefetch import fill, prefetch
 from moesim.offload.schedules import (
     COPIED,
     CPU,
     GPU,
     LINK,
-    ON_CPU,
     SCHEDULES,
     Answer,
     Costs,
@@ -31,19 +30,29 @@ from moesim.offload.schedules import (
     new_answer,
     schedule,
 )
+from moesim.offload.state import (
+    ACTIVE,
+    COPIED_ON_DEMAND,
+    COUNTED,
+    DISK_FREE,
+    LATE,
+    LINK_FREE,
+    NO_SLOT,
+    NOW,
+    NVME,
+    PREFETCHED,
+    PREFETCHES,
+    READ,
+    RESIDENT,
+    RESOURCES,
+    RUN_ON_CPU,
+    Memory,
+    Record,
+    Rules,
+    take,
+)
 
-__all__ = ["COUNTED", "RESOURCES", "Plan", "Replay", "Timing", "replay", "time_of_hits"]
-
-RESOURCES = ("GPU", "CPU", "PCIe", "NVMe")
-NVME = 3
-
-COUNTED = ("active", "resident", "prefetched", "late", "copied", "on_cpu", "prefetches", "read")
-"""What is counted per step: active experts; of them those in their slot by an earlier event, by a
-prefetch that has landed, by one still under way; copied on demand; computed on the CPU although
-not in a slot. Beside these, prefetches begun and experts read from the disk."""
-_ACTIVE, _RESIDENT, _PREFETCHED, _LATE, _COPIED, _ON_CPU, _PREFETCHES, _READ = range(8)
-
-NO_SLOT = -1
+__all__ = ["Plan", "Replay", "Timing", "replay", "time_of_hits"]
 
 
 @dataclass(frozen=True)
@@ -115,8 +124,8 @@ class Replay:
 
     Attributes:
         step_s: [S] seconds of each step.
-        busy_s: [S, 4] work begun in each step on each of :data:`RESOURCES`.
-        counts: [S, 8] by :data:`COUNTED`.
+        busy_s: [S, 4] work begun in each step on each of :data:`~moesim.offload.state.RESOURCES`.
+        counts: [S, 8] by :data:`~moesim.offload.state.COUNTED`.
         place: [S, L, E] uint8 who ran each active expert (see ``schedules``); 255 for the others.
     """
 
@@ -126,7 +135,7 @@ class Replay:
     place: np.ndarray
 
     def total(self, name: str, steps: slice | np.ndarray = slice(None)) -> int:
-        """Sum of one of :data:`COUNTED` over steps."""
+        """Sum of one of :data:`~moesim.offload.state.COUNTED` over steps."""
         return int(self.counts[steps, COUNTED.index(name)].sum())
 
     def hit_rate(self, steps: slice | np.ndarray = slice(None)) -> float:
@@ -157,17 +166,17 @@ def replay(tokens: np.ndarray, plan: Plan, timing: Timing) -> Replay:
     which = np.full(steps, SCHEDULES[plan.schedule])
     if plan.prefill is not None and plan.prefill_schedule is not None:
         which[plan.prefill] = SCHEDULES[plan.prefill_schedule]
-    memory = _Memory(
+    memory = Memory(
         plan.resident.copy(), np.zeros(shape), np.zeros(shape, bool), host.copy(),
         plan.slots.astype(np.int64), host.sum(axis=1), np.zeros(3),
     )  # fmt: skip
-    rules = _Rules(
+    rules = Rules(
         which, plan.admit, plan.fill, plan.lookahead, plan.impact,
         np.ascontiguousarray(plan.scores, np.float64), predicted.astype(np.int64), narrow,
         timing.copy_s, timing.copy_narrow_s, timing.read_s, timing.other_s,
     )  # fmt: skip
     costs = Costs(timing.gpu_s, timing.cpu_s, timing.cpu_first_s)
-    record = _Record(step_s, busy_s, counts, place)
+    record = Record(step_s, busy_s, counts, place)
     _replay(np.ascontiguousarray(tokens, np.int64), rules, costs, memory, record)
     return Replay(step_s, busy_s, counts, place)
 
@@ -184,7 +193,7 @@ def time_of_hits(
         timing: What it costs.
 
     Returns:
-        [S] seconds of each step, and [S, 4] work on each of :data:`RESOURCES`.
+        [S] seconds of each step, and [S, 4] work on each of ``state.RESOURCES``.
     """
     step_s, busy_s = np.zeros(len(tokens)), np.zeros((len(tokens), len(RESOURCES)))
     costs = Costs(timing.gpu_s, timing.cpu_s, timing.cpu_first_s)
@@ -194,61 +203,15 @@ def time_of_hits(
     return step_s, busy_s
 
 
-class _Rules(NamedTuple):
-    """Of :class:`Plan` and :class:`Timing`, what the loops read."""
-
-    schedule: np.ndarray
-    admit: bool
-    fill: bool
-    lookahead: int
-    impact: bool
-    scores: np.ndarray
-    predicted: np.ndarray
-    narrow: np.ndarray
-    copy_s: float
-    copy_narrow_s: float
-    read_s: float
-    other_s: np.ndarray
-
-
-class _Memory(NamedTuple):
-    """Where experts are, by layer and expert, and when link and disk are free."""
-
-    resident: np.ndarray
-    landed: np.ndarray
-    """When the weights of what is in a slot are there."""
-    fetched: np.ndarray
-    """Whether a prefetch brought them and nothing has used them yet."""
-    host: np.ndarray
-    slots: np.ndarray
-    host_slots: np.ndarray
-    clocks: np.ndarray
-    """[3] now, and when the link and the disk are free."""
-
-
-class _Record(NamedTuple):
-    """Arrays of :class:`Replay`."""
-
-    step_s: np.ndarray
-    busy_s: np.ndarray
-    counts: np.ndarray
-    place: np.ndarray
-
-
-_NOW, _LINK_FREE, _DISK_FREE = 0, 1, 2
-
-
 @compiled
-def _replay(
-    tokens: np.ndarray, rules: _Rules, costs: Costs, memory: _Memory, record: _Record
-) -> None:
+def _replay(tokens: np.ndarray, rules: Rules, costs: Costs, memory: Memory, record: Record) -> None:
     steps, layers, experts = tokens.shape
     clocks = memory.clocks
     active_of, load_of = np.empty(experts, np.int64), np.empty(experts, np.int64)
     for step in range(steps):
-        begin = clocks[_NOW]
+        begin = clocks[NOW]
         for layer in range(layers):
-            clocks[_NOW] += rules.other_s[step]
+            clocks[NOW] += rules.other_s[step]
             record.busy_s[step, GPU] += rules.other_s[step]
             size = 0
             for expert in range(experts):
@@ -257,22 +220,22 @@ def _replay(
                     load_of[size] = tokens[step, layer, expert]
                     size += 1
             active, load = active_of[:size], load_of[:size]
-            known = clocks[_NOW]
+            known = clocks[NOW]
             work = _work(step, layer, active, load, rules, memory, record)
             answer = new_answer(size)
             schedule(rules.schedule[step], work, costs, answer)
             record.busy_s[step, :3] += answer.busy
             if answer.busy[LINK] > 0:
-                clocks[_LINK_FREE] = known + answer.clocks[LINK]
-            clocks[_NOW] = known + max(answer.clocks[GPU], answer.clocks[CPU])
+                clocks[LINK_FREE] = known + answer.clocks[LINK]
+            clocks[NOW] = known + max(answer.clocks[GPU], answer.clocks[CPU])
             _admit(step, layer, active, work, answer, rules, memory, record)
             next_step = min(step + (layer + 1) // layers, steps - 1)
-            gate = clocks[_NOW] + rules.other_s[next_step]
-            begun = _prefetch(step, layer, known, gate, tokens, rules, costs, memory, record)
+            gate = clocks[NOW] + rules.other_s[next_step]
+            begun = prefetch(step, layer, known, gate, tokens, rules, costs, memory, record)
             if rules.fill:
-                begun += _fill(step, layer, active, answer, known, gate, rules, memory, record)
-            record.counts[step, _PREFETCHES] += begun
-        record.step_s[step] = clocks[_NOW] - begin
+                begun += fill(step, layer, active, answer, known, gate, rules, memory, record)
+            record.counts[step, PREFETCHES] += begun
+        record.step_s[step] = clocks[NOW] - begin
 
 
 @compiled_part
@@ -281,12 +244,12 @@ def _work(
     layer: int,
     active: np.ndarray,
     load: np.ndarray,
-    rules: _Rules,
-    memory: _Memory,
-    record: _Record,
+    rules: Rules,
+    memory: Memory,
+    record: Record,
 ) -> Work:
     """Where the active experts are; what is on the disk is read, heaviest first."""
-    now = memory.clocks[_NOW]
+    now = memory.clocks[NOW]
     ready, host = np.empty(active.size), np.zeros(active.size)
     for i in heaviest_first(load):
         expert = active[i]
@@ -294,15 +257,15 @@ def _work(
         if memory.resident[layer, expert]:
             ready[i] = max(0.0, memory.landed[layer, expert] - now)
         elif not memory.host[layer, expert]:
-            memory.clocks[_DISK_FREE] = max(memory.clocks[_DISK_FREE], now) + rules.read_s
+            memory.clocks[DISK_FREE] = max(memory.clocks[DISK_FREE], now) + rules.read_s
             record.busy_s[step, NVME] += rules.read_s
-            host[i] = memory.clocks[_DISK_FREE] - now
+            host[i] = memory.clocks[DISK_FREE] - now
     copy_s = np.full(active.size, rules.copy_s)
     if rules.narrow[step]:
         for i in range(active.size):
             if load[i] * active.size < load.sum():
                 copy_s[i] = rules.copy_narrow_s
-    return Work(load, ready, host, copy_s, max(0.0, memory.clocks[_LINK_FREE] - now))
+    return Work(load, ready, host, copy_s, max(0.0, memory.clocks[LINK_FREE] - now))
 
 
 @compiled_part
@@ -312,225 +275,39 @@ def _admit(
     active: np.ndarray,
     work: Work,
     answer: Answer,
-    rules: _Rules,
-    memory: _Memory,
-    record: _Record,
+    rules: Rules,
+    memory: Memory,
+    record: Record,
 ) -> None:
     """Count where each expert was found, and keep what came."""
     score, counts = rules.scores[step + 1, layer], record.counts[step]
-    counts[_ACTIVE] += active.size
+    counts[ACTIVE] += active.size
     for i in range(active.size):
         expert = active[i]
         record.place[step, layer, expert] = answer.place[i]
         if not np.isinf(work.ready[i]):
             if not memory.fetched[layer, expert]:
-                counts[_RESIDENT] += 1
+                counts[RESIDENT] += 1
             elif work.ready[i] <= 0:
-                counts[_PREFETCHED] += 1
+                counts[PREFETCHED] += 1
             else:
-                counts[_LATE] += 1
+                counts[LATE] += 1
             memory.fetched[layer, expert] = False
         elif answer.place[i] == COPIED:
-            counts[_COPIED] += 1
+            counts[COPIED_ON_DEMAND] += 1
         else:
-            counts[_ON_CPU] += 1
+            counts[RUN_ON_CPU] += 1
     for i in range(active.size):
         expert = active[i]
         if np.isinf(work.ready[i]) and not memory.host[layer, expert]:
-            counts[_READ] += 1
-            _take(memory.host[layer], memory.host_slots[layer], score, expert)
+            counts[READ] += 1
+            take(memory.host[layer], memory.host_slots[layer], score, expert)
         # What came in the narrow format is used and dropped.
         kept = answer.place[i] == COPIED and work.copy_s[i] == rules.copy_s
         if rules.admit and kept:
-            _take(memory.resident[layer], memory.slots[layer], score, expert)
+            take(memory.resident[layer], memory.slots[layer], score, expert)
             memory.landed[layer, expert] = 0.0
             memory.fetched[layer, expert] = False
-
-
-@compiled_part
-def _take(held: np.ndarray, slots: int, score: np.ndarray, expert: int) -> None:
-    """Put an expert into a slot; the one of least score makes room, the first of equals."""
-    if slots == 0:
-        return
-    if held.sum() >= slots:
-        victim = -1
-        for other in range(held.size):
-            if held[other] and (victim < 0 or score[other] < score[victim]):
-                victim = other
-        held[victim] = False
-    held[expert] = True
-
-
-@compiled_part
-def _prefetch(
-    step: int,
-    layer: int,
-    known: float,
-    gate: float,
-    tokens: np.ndarray,
-    rules: _Rules,
-    costs: Costs,
-    memory: _Memory,
-    record: _Record,
-) -> int:
-    """Copy what the next layers are expected to need, until their gate is known.
-
-    Predictions are there when this layer's gate is (``known``); copies begin before ``gate``.
-    """
-    width = rules.predicted.shape[2]
-    wanted = np.empty((rules.lookahead * width, 3), np.int64)
-    gain = np.empty(rules.lookahead * width)
-    found = _candidates(step, layer, tokens, rules, costs, memory, wanted, gain)
-    clocks = memory.clocks
-    begun = 0
-    for i in heaviest_first(gain[:found]):
-        to_step, to_layer, expert = wanted[i]
-        score = rules.scores[to_step, to_layer]
-        begin = max(clocks[_LINK_FREE], known)
-        if not memory.host[to_layer, expert]:
-            if max(clocks[_DISK_FREE], known) >= gate:
-                continue
-            clocks[_DISK_FREE] = max(clocks[_DISK_FREE], known) + rules.read_s
-            record.busy_s[step, NVME] += rules.read_s
-            _take(memory.host[to_layer], memory.host_slots[to_layer], score, expert)
-            begin = max(begin, clocks[_DISK_FREE])
-        held, keep = memory.resident[to_layer], rules.predicted[to_step, to_layer]
-        if begin >= gate or not _make_room(held, memory.slots[to_layer], score, keep):
-            continue
-        clocks[_LINK_FREE] = begin + rules.copy_s
-        record.busy_s[step, LINK] += rules.copy_s
-        held[expert] = True
-        memory.landed[to_layer, expert] = clocks[_LINK_FREE]
-        memory.fetched[to_layer, expert] = True
-        begun += 1
-    return begun
-
-
-@compiled_part
-def _candidates(
-    step: int,
-    layer: int,
-    tokens: np.ndarray,
-    rules: _Rules,
-    costs: Costs,
-    memory: _Memory,
-    wanted: np.ndarray,
-    gain: np.ndarray,
-) -> int:
-    """Predicted experts that are not in a slot: step, layer and id, and how much they are wanted.
-
-    Without the order by impact, the nearest layer comes first and the most wanted of it.
-    """
-    steps, layers, _ = tokens.shape
-    found = 0
-    for ahead in range(1, rules.lookahead + 1):
-        at = step * layers + layer + ahead
-        if at >= steps * layers:
-            break
-        to_step, to_layer = at // layers, at % layers
-        base_s = 0.0
-        if rules.impact:
-            base_s = _expected_s(to_step, to_layer, -1, tokens, rules, costs, memory)
-        for expert in rules.predicted[to_step, to_layer]:
-            if expert < 0:
-                break
-            if memory.resident[to_layer, expert]:
-                continue
-            gain[found] = -found
-            if rules.impact:
-                with_it_s = _expected_s(to_step, to_layer, expert, tokens, rules, costs, memory)
-                gain[found] = base_s - with_it_s
-                if gain[found] <= 0:
-                    continue
-            wanted[found, 0], wanted[found, 1], wanted[found, 2] = to_step, to_layer, expert
-            found += 1
-    return found
-
-
-@compiled_part
-def _fill(
-    step: int,
-    layer: int,
-    active: np.ndarray,
-    answer: Answer,
-    known: float,
-    gate: float,
-    rules: _Rules,
-    memory: _Memory,
-    record: _Record,
-) -> int:
-    """Copy what the CPU computed into slots, highest score first, until the next gate is known."""
-    held, score, clocks = memory.resident[layer], rules.scores[step + 1, layer], memory.clocks
-    begun = 0
-    for i in heaviest_first(score[active]):
-        expert = active[i]
-        begin = max(clocks[_LINK_FREE], known)
-        if answer.place[i] != ON_CPU or held[expert] or begin >= gate:
-            continue
-        least = np.inf
-        for other in range(held.size):
-            if held[other]:
-                least = min(least, score[other])
-        if held.sum() >= memory.slots[layer] and score[expert] <= least:
-            continue
-        _take(held, memory.slots[layer], score, expert)
-        clocks[_LINK_FREE] = begin + rules.copy_s
-        record.busy_s[step, LINK] += rules.copy_s
-        memory.landed[layer, expert] = clocks[_LINK_FREE]
-        memory.fetched[layer, expert] = False
-        begun += 1
-    return begun
-
-
-@compiled_part
-def _make_room(held: np.ndarray, slots: int, score: np.ndarray, keep: np.ndarray) -> bool:
-    """Free a slot, but not one whose expert is expected itself; False if there is none."""
-    if held.sum() < slots:
-        return True
-    victim = -1
-    for other in range(held.size):
-        if not held[other] or (victim >= 0 and score[other] >= score[victim]):
-            continue
-        expected = False
-        for expert in keep:
-            if expert == other:
-                expected = True
-        if not expected:
-            victim = other
-    if victim < 0:
-        return False
-    held[victim] = False
-    return True
-
-
-@compiled_part
-def _expected_s(
-    step: int,
-    layer: int,
-    extra: int,
-    tokens: np.ndarray,
-    rules: _Rules,
-    costs: Costs,
-    memory: _Memory,
-) -> float:
-    """Seconds of a layer with the predicted experts, ``extra`` being resident too.
-
-    A predicted expert that is active has its true load, another one a single token.
-    """
-    predicted = rules.predicted[step, layer]
-    size = 0
-    while size < predicted.size and predicted[size] >= 0:
-        size += 1
-    load, ready = np.empty(size, np.int64), np.empty(size)
-    for i in range(size):
-        expert = predicted[i]
-        load[i] = max(1, tokens[step, layer, expert])
-        there = memory.resident[layer, expert] or expert == extra
-        ready[i] = 0.0 if there else np.inf
-    answer = new_answer(size)
-    work = Work(load, ready, np.zeros(size), np.full(size, rules.copy_s), 0.0)
-    schedule(rules.schedule[step], work, costs, answer)
-    return max(answer.clocks[GPU], answer.clocks[CPU])
 
 
 @compiled

@@ -9,7 +9,8 @@ import numpy as np
 from moesim.errors import InfeasibleError
 from moesim.model import ModelSpec
 from moesim.offload.predictors import Quality, measure
-from moesim.offload.replay import COUNTED, RESOURCES, Replay, replay
+from moesim.offload.replay import Replay, replay
+from moesim.offload.state import COUNTED, RESOURCES
 from moesim.offload.steps import Steps
 from moesim.offload.systems import System, make_plan
 from moesim.offload.tiers import Formats, Machine
@@ -29,10 +30,10 @@ class Phase:
         steps: How many.
         step_s: Seconds of a step, mean.
         p99_s: 99th percentile.
-        busy: Share of the time that each of :data:`~moesim.offload.replay.RESOURCES` works.
+        busy: Share of the time that each of :data:`~moesim.offload.state.RESOURCES` works.
         bound: The busiest.
         hit_rate: Active experts in GPU memory when their gate was known.
-        counts: Per step, by :data:`~moesim.offload.replay.COUNTED`.
+        counts: Per step, by :data:`~moesim.offload.state.COUNTED`.
     """
 
     steps: int

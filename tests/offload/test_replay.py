@@ -10,8 +10,9 @@ import pytest
 
 from moesim.offload import scores
 from moesim.offload.predictors import predict_with_recall
-from moesim.offload.replay import COUNTED, Plan, Timing, replay
+from moesim.offload.replay import Plan, Timing, replay
 from moesim.offload.schedules import SCHEDULES
+from moesim.offload.state import COUNTED
 
 from . import plain
 
