@@ -28,7 +28,8 @@ from moesim.reports.validation import ValidationRow
 from moesim.schema import Evidence, weakest
 from moesim.step import StepCost
 from moesim.traces.generate import generate
-from moesim.traces.synthetic_spec import GeneratorSpec, find_preset
+from moesim.traces.likeness import find_likeness
+from moesim.traces.synthetic_spec import GeneratorSpec
 
 __all__ = [
     "PaperResult",
@@ -119,7 +120,7 @@ def run_scenario(path: str | Path, *, seed: int = 0, say: Say = lambda _: None) 
     path = Path(path)
     scenario = load_scenario(path)
     model = _named(path, "model", load_model, scenario.model)
-    spec = find_preset(scenario.workload.preset).spec
+    spec = find_likeness(scenario.workload.like).spec(scenario.workload.like)
     if scenario.workload.tokens is not None:
         spec = spec.model_copy(update={"tokens": scenario.workload.tokens})
     runner = _Runner(scenario, model)
@@ -273,7 +274,7 @@ def _gain(scenario: Scenario, runs: list[dict[str, _Run]], name: str) -> Planner
 def _other_data(
     runner: _Runner, cluster: Cluster, spec: GeneratorSpec, folder: Path, seed: int, say: Say
 ) -> list[SensitivityPoint]:
-    """The planner on data of other skew and affinity, everything else as in the preset."""
+    """The planner on data of other skew and affinity, everything else as it was."""
     scenario = runner.scenario
     points = []
     for index, data in enumerate(scenario.sensitivity.points if scenario.sensitivity else ()):

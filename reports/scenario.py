@@ -19,7 +19,7 @@ from moesim.planners.problem import SolverName
 from moesim.planners.registry import PLANNERS
 from moesim.safe_io import read_json, read_yaml
 from moesim.schema import Document
-from moesim.traces.synthetic_spec import PRESETS
+from moesim.traces.likeness import likenesses
 from moesim.workload import Phase
 
 __all__ = [
@@ -84,13 +84,14 @@ class Setup(Document):
 class SyntheticWorkload(Document):
     """Routing from the generator, for papers whose routing is not public."""
 
-    preset: Literal[tuple(PRESETS)]  # type: ignore[valid-type]
+    like: Literal[tuple(likenesses().models)]  # type: ignore[valid-type]
+    """Model whose published routing statistics the traces have."""
     seeds: int = Field(ge=1, le=100)
     """Traces, with consecutive seeds; predictions are means over them."""
     holdout: float = Field(gt=0, lt=1)
     """Share of each trace that plans are priced on and not made with."""
     tokens: int | None = Field(default=None, ge=512, le=2**20)
-    """Tokens per trace; the preset's own if not given."""
+    """Tokens per trace; the likeness's own if not given."""
 
 
 class Figure(Document):
@@ -125,7 +126,7 @@ class Assumption(Document):
 
 
 class OtherData(Document):
-    """Parameters of the generator that replace the preset's."""
+    """Parameters of the generator that replace the likeness's."""
 
     skew: float = Field(ge=0, le=4)
     affinity: float = Field(ge=0, le=1)

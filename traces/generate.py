@@ -2,9 +2,11 @@
 
 Real routing has four properties that placement and caching live on: some experts are popular
 (skew), tokens that share an expert in one layer share experts in the next (affinity), kinds of
-text use different experts (domain shift), and consecutive tokens reuse experts (locality). The
-generator has a parameter for each; :class:`~moesim.traces.synthetic_spec.GeneratorSpec` says what
-they mean. Memory is bounded by a chunk of one layer plus 3 bytes per token, however long the trace.
+text use different experts (domain shift), and tokens that follow one another reuse experts
+(locality: a request keeps coming back to a few topics, and stays with one for some tokens). The
+generator has parameters for each; :class:`~moesim.traces.synthetic_spec.GeneratorSpec` says what
+they mean, and :mod:`moesim.traces.likeness` holds those fitted to real models. Memory is bounded by
+a chunk of one layer plus 3 bytes per token, however long the trace.
 """
 
 from __future__ import annotations
@@ -103,6 +105,7 @@ def generate(
     seed: int = 0,
     gates: bool = False,
     chunk_tokens: int = CHUNK_TOKENS,
+    extra: dict[str, Any] | None = None,
     on_layer: Callable[[int], None] = lambda layer: None,
 ) -> GeneratedTrace:
     """Write a synthetic bundle.
@@ -117,6 +120,7 @@ def generate(
         gates: Also write the router weights: softmax over the chosen experts of router logits
             log(weight) + Gumbel noise, of which the choice is the top-k.
         chunk_tokens: Tokens sampled between two writes.
+        extra: Further keys for the manifest.
         on_layer: Called with the index of each layer before it is sampled.
 
     Raises:
@@ -159,6 +163,7 @@ def generate(
         domains=_domain_names(spec),
         sha256=hashes,
         **{"generator": spec.to_dict() | {"seed": seed}},
+        **(extra or {}),
     )
     write_json(folder / "manifest.json", manifest.to_dict())
     trace = open_trace(folder)
@@ -205,7 +210,7 @@ def keep_probability(top_k: int, mean_kept: float) -> float:
 
 
 def _tokens(spec: GeneratorSpec, seed: int) -> _Tokens:
-    from moesim.traces.synthetic_sampler import sample_topics, stream_key
+    from moesim.traces.synthetic_sampler import geometric_ratio, sample_topics, stream_key
 
     rng = np.random.default_rng(stream_key(seed, 1))
     low = max(1, round(spec.request_tokens * (1 - spec.length_spread)))
@@ -215,8 +220,9 @@ def _tokens(spec: GeneratorSpec, seed: int) -> _Tokens:
     starts = starts[starts < spec.tokens]
     domain = np.arange(starts.size, dtype=np.int64) % spec.domains
     topics = spec.topic_count
+    ratio = geometric_ratio(topics, spec.request_topics) if spec.request_topics else 1.0
     context, continues = sample_topics(
-        starts, domain, topics, spec.locality, stream_key(seed, 2), spec.tokens
+        starts, domain, topics, ratio, spec.locality, stream_key(seed, 2), spec.tokens
     )
     keep = keep_probability(spec.top_k, spec.reuse)
     return _Tokens(starts, domain, context, continues, topics, keep)

@@ -19,12 +19,13 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-__all__ = ["alias_tables", "sample_experts", "sample_topics", "stream_key"]
+__all__ = ["alias_tables", "geometric_ratio", "sample_experts", "sample_topics", "stream_key"]
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
 _GATE_STREAM = np.uint64(0xD1B54A32D192ED03)
+_RANK_STREAM = np.uint64(0xA0761D6478BD642F)
 _LOW = np.uint64(0xFFFFFFFF)
 _S11, _S27, _S30, _S31, _S32 = (np.uint64(n) for n in (11, 27, 30, 31, 32))
 _ONE = np.uint64(1)
@@ -93,16 +94,41 @@ def alias_tables(
     return threshold, alias
 
 
+def geometric_ratio(topics: int, effective: float) -> float:
+    """The q for which weights 1, q, …, q^(Z − 1) of Z topics count as ``effective`` topics.
+
+    Counted by participation, 1 / Σ share² = (1 + q) (1 − q^Z) / ((1 − q) (1 + q^Z)).
+    """
+    powers = np.arange(topics)
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        weights = middle**powers
+        if weights.sum() ** 2 / (weights**2).sum() < effective:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
 @njit(cache=True, nogil=True)
 def sample_topics(
-    starts: np.ndarray, domain: np.ndarray, topics: int, keep: float, key: np.uint64, tokens: int
+    starts: np.ndarray,
+    domain: np.ndarray,
+    topics: int,
+    ratio: float,
+    keep: float,
+    key: np.uint64,
+    tokens: int,
 ) -> tuple[np.ndarray, np.ndarray]:  # pragma: no cover - compiled
     """Context of every token: a request keeps its topic with probability ``keep`` per token.
 
     Args:
         starts: [R] int64, first token of every request.
         domain: [R] int64, domain of every request.
-        topics: Number of topics, equally likely.
+        topics: Number of topics, equally likely over all requests.
+        ratio: Each request ranks the topics at random; the next in rank is so many times as likely
+            in it. 1 for equally likely.
         keep: Probability that a token has the topic of the one before it.
         key: Of the random stream.
         tokens: T.
@@ -112,15 +138,30 @@ def sample_topics(
     """
     context = np.empty(tokens, dtype=np.uint16)
     continues = np.zeros(tokens, dtype=np.bool_)
+    ranking = np.arange(topics)
+    tail = ratio**topics
     for r in range(starts.size):
         end = starts[r + 1] if r + 1 < starts.size else tokens
         topic = 0
+        if ratio < 1.0:
+            state = _mix((key ^ _RANK_STREAM) + np.uint64(starts[r]) * _GAMMA)
+            for z in range(topics):
+                ranking[z] = z
+            for z in range(topics - 1, 0, -1):
+                state += _GAMMA
+                other = int(_uniform(_mix(state)) * (z + 1))
+                ranking[z], ranking[other] = ranking[other], ranking[z]
         for t in range(starts[r], end):
             state = _mix(key ^ _mix(np.uint64(t) * _GAMMA))
             if t > starts[r] and _uniform(_mix(state + _GAMMA)) < keep:
                 continues[t] = True
             else:
-                topic = int(_uniform(_mix(state + _GAMMA + _GAMMA)) * topics)
+                at = _uniform(_mix(state + _GAMMA + _GAMMA))
+                if ratio < 1.0:
+                    rank = int(np.log1p(-at * (1.0 - tail)) / np.log(max(ratio, 1e-12)))
+                    topic = ranking[min(rank, topics - 1)]
+                else:
+                    topic = int(at * topics)
             context[t] = domain[r] * topics + topic
     return context, continues
 

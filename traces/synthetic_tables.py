@@ -18,7 +18,7 @@ import numpy as np
 from moesim.traces.synthetic_sampler import alias_tables
 from moesim.traces.synthetic_spec import GeneratorSpec
 
-__all__ = ["LayerTables", "balanced_preference", "layer_tables", "zipf_popularity"]
+__all__ = ["LayerTables", "balanced_preference", "layer_tables", "random_popularity"]
 
 # A topic prefers about as many experts as a token takes, at most half of all: assumed, there is no
 # published figure. At affinity 1 the generator then reaches the inter-layer mutual information of
@@ -49,9 +49,13 @@ class LayerTables:
     group_mass: np.ndarray
 
 
-def zipf_popularity(rng: np.random.Generator, experts: int, skew: float) -> np.ndarray:
-    """[E] float64 summing to 1: rank^−skew with the ranks in random order."""
-    popularity: np.ndarray = rng.permutation(np.arange(1, experts + 1, dtype=np.float64) ** -skew)
+def random_popularity(
+    rng: np.random.Generator, experts: int, skew: float, law: str = "zipf"
+) -> np.ndarray:
+    """[E] float64 summing to 1: rank^−skew, or exp(−skew · rank), ranks in random order."""
+    rank = np.arange(1, experts + 1, dtype=np.float64)
+    weight = np.exp(-skew * rank) if law == "exponential" else rank**-skew
+    popularity: np.ndarray = rng.permutation(weight)
     popularity /= popularity.sum()
     return popularity
 
@@ -86,7 +90,7 @@ def balanced_preference(
 def layer_tables(spec: GeneratorSpec, seed: int, layer: int) -> LayerTables:
     """Tables of one layer; they depend on the seed and the layer only."""
     rng = np.random.default_rng([seed, layer])
-    popularity = zipf_popularity(rng, spec.experts, spec.skew)
+    popularity = random_popularity(rng, spec.experts, spec.skew, spec.popularity)
     preferred = min(0.5, PREFERRED_PER_CHOICE * spec.top_k / spec.experts)
     # Participation ratio of Gamma(α) variates is α / (1 + α).
     topic_shape = preferred / (1 - preferred)

@@ -88,7 +88,7 @@ def _show_placement(result: PaperResult, words: Words, console: Console) -> None
         words.paragraph(
             f"Reduction against {scenario.baseline}, planner {scenario.planner}, "
             f"communication {scenario.comm}; mean over {scenario.workload.seeds} synthetic "
-            f"traces (preset {scenario.workload.preset}), so evidence: assumed."
+            f"traces (like {scenario.workload.like}), so evidence: assumed."
         )
     )
     for setup in scenario.setups:

@@ -1,115 +1,106 @@
-"""Statistics of routing as the publications that presets are fitted to define them."""
+"""Statistics of routing as the publications define them, by the product's own replays."""
 
+import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from moesim.cache.replay import HitCurve, hit_curve
+from moesim.cache.setting import CacheSetting
 from moesim.traces.balance import imbalance
-from moesim.traces.synthetic_measures import (
-    adjacent_overlap,
-    domain_distance,
-    interlayer_mutual_information_bits,
+from moesim.traces.bundle import Trace
+from moesim.traces.generate import generate
+from moesim.traces.locality import segment_counts, segment_routing
+from moesim.traces.sequences import trace_sequences
+from moesim.traces.synthetic_spec import GeneratorSpec
+
+SAMPLE_TOKENS = 512  # of arXiv 2505.16056
+ROUTER_SETTING = CacheSetting(
+    cold="hit", reset="sequence", sample_tokens=SAMPLE_TOKENS, scope="pooled-token"
 )
-
-SRP_TOKENS = 16
-# moe-trace replays 3,225 decode positions of 25 prompts.
-LRU_TOKENS = 129
+# moe-trace replays 3,225 decode positions of 25 prompts, with a new cache for each.
+PROMPT_SETTING = CacheSetting(reset="sequence", sample_tokens=129)
+# arXiv 2608.07911 records up to 384 decode steps of a request; 32 requests fill 16 places twice.
+SERVED_TOKENS, SERVED_REQUESTS, SERVED_LAYERS = 384, 32, 6
+BATCH = 8
 RANKS = 32
+POLICIES = {"oracle": "belady-bypass", "bypass": "belady-bypass"}
 
 
-@dataclass(frozen=True)
-class Routing:
-    """Whole requests of one length: experts [L, T, K], domain [T] int64, E."""
-
-    experts: np.ndarray
-    domain: np.ndarray
-    request_tokens: int
-    width: int
-
-    def loads(self) -> np.ndarray:
-        """[L, D, E] int64 token assignments."""
-        bins = (int(self.domain.max()) + 1) * self.width
-        cells = self.domain[:, None] * self.width + self.experts
-        return np.stack([np.bincount(c.ravel(), minlength=bins) for c in cells]).reshape(
-            len(cells), -1, self.width
-        )
-
-    def requests(self) -> np.ndarray:
-        """[L · R, tokens of a request, K] int64."""
-        return self.experts.reshape(-1, self.request_tokens, self.experts.shape[2]).astype(np.int64)
+def segment(trace: Trace, window: int) -> tuple[float, float]:
+    """SRP in per cent and the size ratio, over all experts of all layers."""
+    sequences = trace_sequences(trace, SAMPLE_TOKENS)
+    (counts,) = segment_counts(trace, [window], sequences=sequences)
+    best = segment_routing(counts.sum(axis=(0, 1)))
+    return 100 * float(best.srp), float(best.size_ratio)
 
 
-def load_deviation(routing: Routing) -> float:
-    """Standard deviation of the experts' activation frequency (mean K/E), in per cent."""
-    frequency = routing.loads().sum(axis=1) / routing.experts.shape[1]
-    return float(100 * frequency.std())
+def hit_rate(trace: Trace, policy: str, slots: int, setting: CacheSetting) -> float:
+    return 100 * float(hit_curve(trace, policy, [slots], setting).hit_rate[0])
 
 
-def srp(routing: Routing) -> float:
-    """Segment routing best performance, in per cent (arXiv 2505.16056, appendix C).
+def served(spec: GeneratorSpec, seed: int, policy: str, slots: int, batch: int) -> HitCurve:
+    """A batch of requests of one domain, decoding: what a system that serves one kind of text sees.
 
-    A router that says once per window of 16 tokens whether an expert is on has its best F1 where
-    it says yes from some count of activations on. All windows within a request, all experts.
+    On a few layers, since each has a cache of its own.
     """
-    window = SRP_TOKENS
-    histogram = np.zeros(window + 1)
-    for request in routing.requests():
-        count = np.zeros((len(request), routing.width), dtype=np.uint8)
-        np.put_along_axis(count, request, 1, axis=1)
-        for shift in (1, 2, 4, 8):  # sums over 2, 4, 8, 16 tokens
-            count = count[shift:] + count[:-shift]
-        histogram += [np.count_nonzero(count == n) for n in range(window + 1)]
-    activations = (np.arange(window + 1) * histogram)[::-1].cumsum()[::-1]
-    switched_on = window * histogram[::-1].cumsum()[::-1]
-    return float(100 * (2 * activations / (switched_on + activations[0])).max())
+    few = {"layers": min(spec.layers, SERVED_LAYERS), "moe_layers": ()}
+    few |= {"request_tokens": SERVED_TOKENS, "length_spread": 0.0}
+    few["tokens"] = SERVED_REQUESTS * spec.domains * SERVED_TOKENS
+    with tempfile.TemporaryDirectory() as folder:
+        trace = generate(spec.model_copy(update=few), Path(folder) / "trace", seed=seed).trace
+        sequences = trace_sequences(trace)
+        assert sequences.domain is not None
+        one = sequences.select(sequences.domain == 0)
+        return hit_curve(trace, policy, [slots], CacheSetting(batch=batch), sequences=one)
 
 
-def lru(routing: Routing, capacity: int) -> float:
-    """Hit rate in per cent of one LRU cache per layer, empty before each request.
-
-    As in moe-trace: the decode positions only (here the second half of a request), all experts of a
-    token are looked up before any is loaded, ties go to the higher id, first uses are misses.
-    """
-    decode = routing.requests()[:, routing.request_tokens // 2 :][:, :LRU_TOKENS]
-    used = np.full((len(decode), routing.width), -1)  # when last, with the id to break ties
-    row = np.arange(len(decode))[:, None]
-    hits = 0
-    for t in range(decode.shape[1]):
-        wanted = decode[:, t]
-        last = used[row, wanted]
-        later = np.count_nonzero(used[:, None, :] > last[:, :, None], axis=2)
-        hits += np.count_nonzero((last >= 0) & (later < capacity))
-        used[row, wanted] = t * routing.width + wanted
-    return 100 * hits / decode.size
+def independent_loads(spec: GeneratorSpec, seed: int) -> np.ndarray:
+    """[L, D, E] loads of requests of one token: as many topics as tokens, as in a large corpus."""
+    single = spec.model_copy(update={"request_tokens": 1, "length_spread": 0.0})
+    with tempfile.TemporaryDirectory() as folder:
+        routing = np.asarray(generate(single, Path(folder) / "trace", seed=seed).trace.routing)
+        domain = np.arange(spec.tokens) % spec.domains
+        cells = domain[:, None] * spec.experts + routing.astype(np.int64)
+    bins = spec.domains * spec.experts
+    loads = np.stack([np.bincount(layer.ravel(), minlength=bins) for layer in cells])
+    return loads.reshape(spec.layers, spec.domains, spec.experts)
 
 
-def ranks(routing: Routing, measure: Callable[[np.ndarray], np.ndarray]) -> float:
+def ranks(loads: np.ndarray, measured: Callable[[np.ndarray], np.ndarray]) -> float:
     """Mean over layers and domains of a measure of the loads [L, D, 32] of equal ranks."""
-    loads = routing.loads()
-    return float(measure(loads.reshape(*loads.shape[:2], RANKS, -1).sum(axis=3)).mean())
+    return float(measured(loads.reshape(*loads.shape[:2], RANKS, -1).sum(axis=3)).mean())
 
 
-def overlap(routing: Routing) -> float:
-    first = np.arange(routing.experts.shape[1]) % routing.request_tokens == 0
-    return 100 * adjacent_overlap(routing.experts, first, routing.width)
+def load_deviation(loads: np.ndarray, top_k: int) -> float:
+    """Standard deviation of the experts' activation frequency (mean K/E), in per cent."""
+    total = loads.sum(axis=1)
+    tokens = total.sum(axis=1, keepdims=True) / top_k
+    return float(100 * (total / tokens).std())
 
 
-def mutual_information(routing: Routing) -> float:
-    rng = np.random.default_rng(0)
-    return interlayer_mutual_information_bits(routing.experts, routing.width, rng)
-
-
-STATISTICS: dict[str, Callable[[Routing], float]] = {
-    "load deviation %": load_deviation,
-    "SRP 16 %": srp,
-    "LRU 8 %": lambda r: lru(r, 8),
-    "LRU 16 %": lambda r: lru(r, 16),
-    "LRU 32 %": lambda r: lru(r, 32),
-    "LRU 64 %": lambda r: lru(r, 64),
-    "rank imbalance": lambda r: ranks(r, lambda loads: imbalance(loads).imbalance_ratio),
-    "rank deviation": lambda r: ranks(r, lambda n: n.std(axis=2) / n.mean(axis=2)),
-    "adjacent overlap %": overlap,
-    "layer MI bits": mutual_information,
-    "domain distance": lambda r: domain_distance(r.loads()),
-}
+def statistic(name: str, trace: Trace, spec: GeneratorSpec, seed: int) -> float:
+    """A statistic by its name in likeness.json, of a trace generated from ``spec`` and ``seed``."""
+    kind, _, number = name.rpartition("-")
+    if kind == "srp":
+        return segment(trace, int(number))[0]
+    if kind == "size-ratio":
+        return segment(trace, int(number))[1]
+    if kind == "sch":
+        active = trace.manifest.top_k * trace.manifest.layers
+        return hit_rate(trace, f"sch:window={number}", 2 * active, ROUTER_SETTING)
+    if kind == "union":
+        return served(spec, seed, "lru", 1, int(number)).accesses_per_event
+    if kind.startswith("batch-"):
+        policy = kind.removeprefix("batch-")
+        curve = served(spec, seed, POLICIES.get(policy, policy), int(number), BATCH)
+        return 100 * float(curve.misses_per_assignment[0])
+    if kind not in ("load", "rank"):
+        return hit_rate(trace, POLICIES.get(kind, kind), int(number), PROMPT_SETTING)
+    loads = independent_loads(spec, seed)
+    if name == "load-deviation":
+        return load_deviation(loads, spec.top_k)
+    if name == "rank-imbalance":
+        return ranks(loads, lambda n: imbalance(n).imbalance_ratio)
+    return ranks(loads, lambda n: n.std(axis=2) / n.mean(axis=2))

@@ -338,8 +338,17 @@ USAGE_CASES = [
         file="out/plan.json",
         make=another_plan,
     ),
-    Case("synth-without-shape", "trace synth --out {dir}/new", USAGE, ("--preset",)),
-    Case("synth-without-out", "trace synth --preset deepseek-v3", USAGE, ("--out",)),
+    Case("synth-without-shape", "trace synth --out {dir}/new", USAGE, ("--like",)),
+    Case("synth-without-out", "trace synth --like deepseek-v3", USAGE, ("--out",)),
+    Case(
+        "synth-like-nobody", "trace synth --like gpt-7 --out {dir}/new", USAGE, ("qwen3-30b-a3b",)
+    ),
+    Case(
+        "synth-two-lengths",
+        "trace synth --like deepseek-v3 --tokens 9 --sequences 9 --out {dir}/new",
+        USAGE,
+        ("--sequences",),
+    ),
     Case(
         "synth-top-k-above-experts",
         "trace synth --layers 2 --experts 4 --top-k 5 --tokens 9 --out {dir}/new",

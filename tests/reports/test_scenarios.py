@@ -54,7 +54,7 @@ SMALL = {
     "comm": "chain",
     "phase": "prefill",
     "tokens_per_device": 1024,
-    "workload": {"preset": "mixtral-8x7b", "seeds": 2, "holdout": 0.5, "tokens": 2048},
+    "workload": {"like": "mixtral-8x7b", "seeds": 2, "holdout": 0.5, "tokens": 2048},
     "setups": [{"id": "node", "title": "4 x H100", "cluster": "4xh100_sxm"}],
     "tolerance": 0.5,
     "tolerance_reason": "so that all passes",
@@ -127,9 +127,9 @@ def test_moetuner_references_are_those_of_the_paper():
         "moetuner-free",
         "chain",
     )
-    # The generator's preset as it is: nothing of it can be set for the rows.
-    assert set(scenario.workload.to_dict()) == {"preset", "seeds", "holdout", "tokens"}
-    assert (scenario.workload.preset, scenario.workload.tokens) == ("mixtral-8x7b", None)
+    # The generator's likeness as it is: nothing of it can be set for the rows.
+    assert set(scenario.workload.to_dict()) == {"like", "seeds", "holdout", "tokens"}
+    assert (scenario.workload.like, scenario.workload.tokens) == ("mixtral-8x7b", None)
     assert scenario.workload.seeds > 1
 
 
@@ -274,7 +274,7 @@ FIGURE = SMALL["figures"][0]
         ({"figures": [FIGURE | {"reference": ".nan"}]}, "figures[0].reference", "number"),
         ({"figures": [FIGURE | {"metric": "end-to-end-speedup"}]}, "not_covered", "not modelled"),
         ({"figures": [FIGURE | {"tolerance": 0}]}, "figures[0].tolerance", "greater than 0"),
-        ({"workload": SMALL["workload"] | {"preset": "x"}}, "workload.preset", "mixtral-8x7b"),
+        ({"workload": SMALL["workload"] | {"like": "x"}}, "workload.like", "mixtral-8x7b"),
         ({"workload": SMALL["workload"] | {"skew": 2}}, "workload.skew", "unknown key"),
         ({"sensitivity": {"setup": "moon", "points": []}}, "sensitivity.points", "at least 1"),
         ({"assumptions": []}, "assumptions", "at least 1 item"),
@@ -346,7 +346,7 @@ def test_text_names_what_is_assumed(verb, scenario_file, monkeypatch):
     assert "outside the tolerance: 1 of 1 predicted figures" in err
     for words in (
         "[bold]A small one",
-        "synthetic traces (preset mixtral-8x7b)",
+        "synthetic traces (like mixtral-8x7b)",
         "evidence: assumed",
         "outside",
         "not covered: no attention",

@@ -1,4 +1,4 @@
-"""Synthetic traces: the sampling law, the four parameters, determinism, the presets."""
+"""Synthetic traces: the sampling law, the parameters, determinism."""
 
 import itertools
 import json
@@ -15,7 +15,7 @@ from scipy import stats
 
 from moesim.cli.console import run
 from moesim.cli.trace_synth import synth
-from moesim.errors import InputError, UsageError
+from moesim.errors import InputError
 from moesim.safe_io import map_npy, npy_writer
 from moesim.traces.generate import generate, generate_counts, keep_probability
 from moesim.traces.synthetic_measures import (
@@ -23,8 +23,14 @@ from moesim.traces.synthetic_measures import (
     domain_distance,
     interlayer_mutual_information_bits,
 )
-from moesim.traces.synthetic_sampler import alias_tables, sample_experts, stream_key
-from moesim.traces.synthetic_spec import PRESETS, GeneratorSpec, find_preset
+from moesim.traces.synthetic_sampler import (
+    alias_tables,
+    geometric_ratio,
+    sample_experts,
+    sample_topics,
+    stream_key,
+)
+from moesim.traces.synthetic_spec import GeneratorSpec
 from moesim.traces.synthetic_tables import balanced_preference, layer_tables
 
 BASE = {"layers": 3, "experts": 32, "top_k": 4, "tokens": 8192, "request_tokens": 128}
@@ -195,6 +201,76 @@ def test_tables_average_to_the_popularity():
     assert np.sort(plain[0])[::-1][:3] * 6 == pytest.approx(plain.max() * np.array([6, 3, 2]))
 
 
+def test_exponential_popularity():
+    spec = GeneratorSpec(**BASE, skew=0.3, popularity="exponential")
+    plain = np.sort(layer_tables(spec, 0, 1).probability[0])[::-1]
+    assert plain[1:] / plain[:-1] == pytest.approx(np.full(31, math.exp(-0.3)))
+
+
+@given(st.integers(1, 60), st.floats(0, 1))
+@settings(deadline=None, derandomize=True, max_examples=60)
+def test_geometric_weights_have_the_effective_number(topics, share):
+    effective = 1 + share * (topics - 1)
+    ratio = geometric_ratio(topics, effective)
+    weights = ratio ** np.arange(topics)
+    assert weights.sum() ** 2 / (weights**2).sum() == pytest.approx(effective, rel=1e-6)
+
+
+def topics_of(requests, length, topics, effective, keep=0.0):
+    starts = np.arange(0, requests * length, length)
+    ratio = geometric_ratio(topics, effective)
+    made, _ = sample_topics(
+        starts, np.zeros_like(starts), topics, ratio, keep, stream_key(0, 2), requests * length
+    )
+    return made.reshape(requests, length)
+
+
+def test_a_request_has_a_few_topics_and_all_have_all():
+    made = topics_of(400, 500, 8, 2.5)
+    counts = np.stack([np.bincount(row, minlength=8) for row in made])
+    # The sum of squared shares of n draws exceeds that of the shares p by (1 - Σp²) / n.
+    square = ((counts / 500) ** 2).sum(axis=1).mean()
+    assert square == pytest.approx(0.4 + 0.6 / 500, rel=0.02)
+    ranked = np.sort(counts, axis=1)[:, ::-1].mean(axis=0) / 500
+    ratio = geometric_ratio(8, 2.5)
+    assert ranked[:4] == pytest.approx(
+        ratio ** np.arange(4) * (1 - ratio) / (1 - ratio**8), rel=0.1
+    )
+    # Over all requests every topic is as frequent as any other: 400 rankings, each at random.
+    frequency = counts.sum(axis=0) / counts.sum()
+    assert np.abs(frequency - 1 / 8).max() < 5 * math.sqrt(0.4 / 8 / 400)
+
+
+def test_one_topic_per_request_and_all_topics_alike():
+    assert (np.ptp(topics_of(50, 40, 8, 1), axis=1) == 0).all()
+    alike = np.bincount(topics_of(50, 400, 8, 8).ravel())
+    assert stats.chisquare(alike).pvalue > SAFE
+
+
+def test_request_topics_make_a_request_come_back_to_its_experts(tmp_path):
+    def distinct(request_topics):
+        made = make(
+            tmp_path,
+            affinity=0.95,
+            request_topics=request_topics,
+            length_spread=0,
+            name=str(request_topics),
+        )
+        blocks = made.trace.routing.reshape(3, 64, 128 * 4)
+        return np.mean([len(np.unique(block)) for layer in blocks for block in layer])
+
+    few, more, all_topics = map(distinct, (1, 2, 0))
+    assert few + 2 < more < all_topics
+
+
+def test_request_topics_leave_loads_and_affinity(tmp_path):
+    same = {"skew": 0.8, "affinity": 0.8, "tokens": 60_000, "request_tokens": 4}
+    none = make(tmp_path, name="a", **same).measured
+    some = make(tmp_path, name="b", request_topics=2, **same).measured
+    for key, tolerance in (("gini", 0.02), ("interlayer_mutual_information_bits", 0.03)):
+        assert some[key] == pytest.approx(none[key], abs=tolerance)
+
+
 def test_keep_probability_keeps_the_mean():
     for mean in (0, 0.01, 0.5, 1):
         q = keep_probability(8, mean)
@@ -292,6 +368,7 @@ def test_same_seed_same_bytes_however_it_is_cut(tmp_path, chunk_tokens):
         "skew": 1,
         "affinity": 0.5,
         "locality": 0.8,
+        "request_topics": 2.5,
         "groups": 4,
         "groups_per_token": 2,
     }
@@ -308,8 +385,9 @@ def test_same_seed_same_bytes_however_it_is_cut(tmp_path, chunk_tokens):
 
 
 def test_more_tokens_begin_with_the_same_tokens(tmp_path):
-    short = make(tmp_path, tokens=500, locality=0.5, name="short").trace.routing
-    long = make(tmp_path, tokens=900, locality=0.5, name="long").trace.routing
+    same = {"locality": 0.5, "affinity": 0.5, "request_topics": 2}
+    short = make(tmp_path, tokens=500, name="short", **same).trace.routing
+    long = make(tmp_path, tokens=900, name="long", **same).trace.routing
     assert (long[:, :500] == short).all()
 
 
@@ -404,6 +482,8 @@ def test_memory_does_not_grow_with_the_layers(tmp_path):
         ({"skew": math.nan}, "skew"),
         ({"affinity": 1.1}, "affinity"),
         ({"locality": 2}, "locality"),
+        ({"request_topics": 0.5}, "request_topics"),
+        ({"popularity": "flat"}, "popularity"),
         ({"domain_shift": 0.5}, "domain_shift"),
         ({"groups": 5}, "groups"),
         ({"groups": 16, "groups_per_token": 1}, "groups_per_token"),
@@ -435,83 +515,6 @@ def test_an_interrupted_run_leaves_no_trace(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         generate(GeneratorSpec(**BASE), tmp_path / "trace", on_layer=stop)
     assert list((tmp_path / "trace").iterdir()) == []
-
-
-def srp(routing, experts, window, request):
-    """Segment routing best performance (arXiv 2505.16056, app. C) of whole-length requests."""
-    histogram = np.zeros(window + 1)
-    for layer in routing:
-        used = np.zeros((len(layer) + 1, experts), dtype=np.int64)
-        np.put_along_axis(used[1:], layer.astype(np.int64), 1, axis=1)
-        total = used.cumsum(axis=0)
-        for first in range(0, len(layer) - request + 1, request):
-            hits = total[first + window : first + request + 1]
-            hits = hits - total[first : first + request - window + 1]
-            histogram += np.bincount(hits.ravel(), minlength=window + 1)
-    hits = np.arange(window + 1)
-    tail_hits = (hits * histogram)[::-1].cumsum()[::-1]
-    tail_tokens = window * histogram[::-1].cumsum()[::-1]
-    return (2 * tail_hits / (tail_tokens + tail_hits[0])).max()
-
-
-def preset_trace(tmp_path, name, layers, tokens=16_384):
-    spec = find_preset(name).spec.to_dict() | {
-        "layers": layers,
-        "moe_layers": (),
-        "tokens": tokens,
-        "length_spread": 0,
-    }
-    return generate(GeneratorSpec.parse(spec), tmp_path / name)
-
-
-def pooled_cv(loads):
-    share = loads / loads.mean(axis=1, keepdims=True)
-    return share.std()
-
-
-def test_qwen3_preset_matches_published_figures(tmp_path):
-    made = preset_trace(tmp_path, "qwen3-30b-a3b", 8)
-    # arXiv 2505.16056 Table 1: load deviation 3.19 of 6.25 %, SRP at 16 tokens 54.14 %.
-    assert pooled_cv(made.loads) == pytest.approx(3.19 / 6.25, rel=0.1)
-    assert srp(made.trace.routing, 128, 16, 512) == pytest.approx(0.5414, abs=0.03)
-    # gajsanders/moe-trace, findings 007: LRU of 8 experts hits 42.4 %.
-    assert made.measured["adjacent_overlap"] == pytest.approx(0.424, abs=0.03)
-
-
-def test_mixtral_preset_matches_published_figures(tmp_path):
-    made = preset_trace(tmp_path, "mixtral-8x7b", 12)
-    # arXiv 2505.16056 Table 1: load deviation 2.70 of 25 %, SRP at 16 tokens 49.36 %.
-    assert pooled_cv(made.loads) == pytest.approx(2.70 / 25, rel=0.15)
-    assert srp(made.trace.routing, 8, 16, 512) == pytest.approx(0.4936, abs=0.02)
-
-
-def test_deepseek_preset_is_node_limited_and_as_uneven_as_published(tmp_path):
-    spec = find_preset("deepseek-v3").spec
-    assert spec.moe_layers == tuple(range(3, 61))
-    assert (spec.layers, spec.experts, spec.top_k) == (58, 256, 8)
-    made = preset_trace(tmp_path, "deepseek-v3", 8, tokens=32_768)
-    routing = made.trace.routing
-    group = np.sort(routing // 32, axis=2)
-    groups_used = 1 + np.count_nonzero(np.diff(group, axis=2), axis=2)
-    assert groups_used.max() == 4
-    # TensorRT-LLM wide_ep README: imbalance 1.564 of 32 ranks on one dataset.
-    domain = made.trace.requests()["domain"].to_numpy()
-    imbalance = []
-    for name in made.trace.manifest.domains:
-        for layer in routing[:, domain == name]:
-            rank = np.bincount(layer.ravel() // 8, minlength=32)
-            imbalance.append(rank.max() / rank.mean() - 1)
-    assert np.mean(imbalance) == pytest.approx(1.564, abs=0.2)
-
-
-def test_presets_name_the_source_of_every_statistic():
-    statistics = {"skew", "affinity", "domains", "domain_shift", "locality", "reuse", "shape"}
-    for preset in PRESETS.values():
-        assert set(preset.sources) == statistics
-        assert all(preset.sources.values())
-        assert preset.spec.tokens == 65_536
-    with pytest.raises(UsageError, match="mixtral-8x7b"):
-        find_preset("gpt-7")
 
 
 def test_measures_of_known_traces():
@@ -553,23 +556,6 @@ def app():
     return app
 
 
-def test_command_writes_a_preset(app, tmp_path, capsys):
-    out = tmp_path / "trace"
-    words = ["--preset", "mixtral-8x7b", "--tokens", "512", "--skew", "1", "--out", str(out)]
-    assert run(app, [*words, "--gates", "--json", "--quiet"]) == 0
-    captured = capsys.readouterr()
-    data = json.loads(captured.out)
-    assert captured.err == ""
-    assert data["schema"] == "moesim.trace/1"
-    assert (data["ok"], data["layers"], data["tokens"]) == (True, 32, 512)
-    assert (data["experts"], data["top_k"]) == (8, 2)
-    assert data["parameters"]["skew"] == 1
-    assert data["sources"]["skew"] == "given"
-    assert "Table 1" in data["sources"]["locality"]
-    assert {"gini", "max_over_mean"} <= data["measured"].keys()
-    assert sorted(data["files"]) == sorted(path.name for path in out.iterdir())
-
-
 def test_command_writes_counts(app, tmp_path, capsys):
     words = ["--layers", "58", "--experts", "256", "--top-k", "8", "--tokens", "300", "--skew", "1"]
     assert run(app, [*words, "--counts-only", "--seed", "4", "--out", str(tmp_path)]) == 0
@@ -583,11 +569,13 @@ def test_command_writes_counts(app, tmp_path, capsys):
     ("words", "code", "message"),
     [
         (["--layers", "3", "--out", "x"], 2, "--experts, --top-k"),
-        (["--preset", "mixtral-8x7b"], 2, "--out"),
-        (["--preset", "nothing", "--out", "x"], 2, "mixtral-8x7b"),
-        (["--preset", "mixtral-8x7b", "--out", "x", "--counts-only", "--gates"], 2, "--gates"),
-        (["--preset", "mixtral-8x7b", "--out", "x", "--skew", "-1"], 4, "skew"),
-        (["--preset", "mixtral-8x7b", "--out", "x", "--top-k", "9"], 4, "top_k"),
+        (["--like", "mixtral-8x7b"], 2, "--out"),
+        (["--like", "nothing", "--out", "x"], 2, "mixtral-8x7b"),
+        (["--like", "mixtral-8x7b", "--out", "x", "--counts-only", "--gates"], 2, "--gates"),
+        (["--like", "mixtral-8x7b", "--out", "x", "--tokens", "9", "--sequences", "1"], 2, "both"),
+        (["--like", "mixtral-8x7b", "--out", "x", "--sequences", "0"], 4, "tokens"),
+        (["--like", "mixtral-8x7b", "--out", "x", "--skew", "-1"], 4, "skew"),
+        (["--like", "mixtral-8x7b", "--out", "x", "--top-k", "9"], 4, "top_k"),
     ],
 )
 def test_command_refuses(app, capsys, tmp_path, monkeypatch, words, code, message):
