@@ -18,7 +18,7 @@ from moesim.kernels.aot import Constant, Facts, compile_kernel, need_compiler
 from moesim.kernels.config import UNALIGNED, GemmConfig
 from moesim.kernels.config_table import ConfigTable, default_table
 from moesim.kernels.launch import check_block_scales
-from moesim.kernels.quantise import BLOCK
+from moesim.kernels.small_kernels import ELEMENTS, Arguments, small_kernels
 from moesim.kernels.targets import TARGETS, Target
 
 __all__ = [
@@ -32,8 +32,6 @@ __all__ = [
     "violations",
 ]
 
-Arguments = dict[str, str | Constant]
-
 MATRIX_UNITS = {
     ("sm_80", "bf16"): "HMMA",
     ("sm_90a", "bf16"): "HGMMA",
@@ -45,10 +43,6 @@ MATRIX_UNITS = {
 }
 """The instruction that a product of a type must become: wgmma on Hopper, tcgen05 on Blackwell."""
 
-ELEMENTS = {
-    "bf16": {"cuda": "bf16", "hip": "bf16"},
-    "fp8": {"cuda": "fp8e4nv", "hip": "fp8e4b8"},
-}
 MOST_REGISTERS = {"cuda": 255, "hip": 512}
 """Per thread."""
 
@@ -123,7 +117,7 @@ def cases(targets: Sequence[str] | None = None, table: ConfigTable | None = None
                     seen.add(case.name)
                     found.append(case)
         found.append(Case("tile", name, "unaligned", "bf16", UNALIGNED))
-        found += [Case(kernel, name) for kernel in _small(TARGETS[name])]
+        found += [Case(kernel, name) for kernel in small_kernels(TARGETS[name])]
     return found
 
 
@@ -197,7 +191,7 @@ def _describes(case: Case, target: Target) -> bool:
 def _launch_of(case: Case, target: Target) -> tuple[Any, Arguments, int, int]:
     """Kernel, arguments, warps and stages of a case."""
     if case.config is None:
-        kernel, arguments = _small(target)[case.kernel]
+        kernel, arguments = small_kernels(target)[case.kernel]
         return kernel, arguments, 4, 3
     if case.dtype == "fp8":
         check_block_scales(case.config)
@@ -260,130 +254,3 @@ def _gemm_arguments(case: Case, target: Target) -> Arguments:
         "X_DESCRIPTOR": Constant(describe and not up),
         "W_DESCRIPTOR": Constant(describe),
     }
-
-
-def _small(target: Target) -> dict[str, tuple[Any, Arguments]]:
-    """The kernels around the GEMMs, for DeepSeek-V3's layer: 256 experts, top-8, H = 7168."""
-    from moesim.kernels import combine, permute, quantise, routing, row_kernel, tile_table
-
-    experts, top_k = Constant(256), Constant(8)
-    found: dict[str, tuple[Any, Arguments]] = {
-        "route": (
-            routing.route_kernel,
-            {
-                "logits": "*bf16",
-                "bias": "*fp32",
-                "ids": "*i32",
-                "weights": "*fp32",
-                "tokens": "i32",
-                "experts": "i32:16",
-                "scale": "fp32",
-                "stride_t": "i32:16",
-                "stride_e": Constant(1),
-                "TOP_K": top_k,
-                "TOP_K_PADDED": top_k,
-                "EXPERTS": experts,
-                "BLOCK_T": Constant(16),
-                "SIGMOID": Constant(True),
-                "BIAS": Constant(True),
-                "RENORMALISE": Constant(True),
-            },
-        ),
-        "permute-count": (
-            permute.count_kernel,
-            {
-                "ids": "*i32",
-                "block_counts": "*i32",
-                "choices": "i32",
-                "experts": "i32:16",
-                "BLOCK": Constant(permute.BLOCK),
-                "EXPERTS": experts,
-            },
-        ),
-        "permute-scan": (
-            permute.scan_kernel,
-            {
-                "block_counts": "*i32",
-                "block_starts": "*i32",
-                "counts": "*i32",
-                "blocks": "i32",
-                "experts": "i32:16",
-                "BLOCKS": Constant(permute.SCAN_BLOCKS),
-                "EXPERTS": Constant(permute.SCAN_EXPERTS),
-            },
-        ),
-        "permute-place": (
-            permute.place_kernel,
-            {
-                "ids": "*i32",
-                "weights": "*fp32",
-                "block_starts": "*i32",
-                "counts": "*i32",
-                "token": "*i32",
-                "row": "*i32",
-                "weight": "*fp32",
-                "choices": "i32",
-                "experts": "i32:16",
-                "TOP_K": top_k,
-                "BLOCK": Constant(permute.BLOCK),
-                "EXPERTS": experts,
-            },
-        ),
-        "tile-table": (
-            tile_table.tile_table_kernel,
-            {
-                **dict.fromkeys(("counts", "tiles", "used"), "*i32"),
-                "experts": "i32:16",
-                **dict.fromkeys(("rows", "capacity", "fewest", "most"), "i32"),
-                "BLOCK_M": Constant(128),
-                "EXPERTS": experts,
-            },
-        ),
-        "sum": (
-            row_kernel.sum_kernel,
-            {
-                "partial": "*fp32",
-                "out": "*bf16",
-                "row_scale": "*fp32",
-                "tiles": "*i32",
-                "used": "*i32",
-                "capacity": "i32",
-                "n": "i32:16",
-                "stride_om": "i32:16",
-                "BLOCK_M": Constant(16),
-                "BLOCK_N": Constant(128),
-                "SPLIT_K": Constant(4),
-                "GATED": Constant(True),
-                "ROW_SCALE": Constant(True),
-            },
-        ),
-        "combine": (
-            combine.combine_kernel,
-            {
-                "y": "*bf16",
-                "row": "*i32",
-                "out": "*bf16",
-                "hidden": "i32:16",
-                "stride_y": "i32:16",
-                "TOP_K": top_k,
-                "BLOCK": Constant(1024),
-            },
-        ),
-    }
-    if target.fp8 is not None:
-        found["quantise"] = (
-            quantise.quantise_rows_kernel,
-            {
-                "x": "*bf16",
-                "elements": f"*{ELEMENTS['fp8'][target.backend]}",
-                "scales": "*fp32",
-                "rows": "i32",
-                "k": "i32:16",
-                "stride_x": "i32:16",
-                "most": "fp32",
-                "ROWS": Constant(quantise.ROWS_PER_PROGRAM),
-                "BLOCK_K": Constant(BLOCK),
-                "ROUND_FIRST": Constant(False),
-            },
-        )
-    return found
