@@ -21,6 +21,7 @@ from moesim.offload.state import (
     DISK_FREE,
     LINK_FREE,
     NVME,
+    READ,
     Memory,
     Record,
     Rules,
@@ -61,6 +62,7 @@ def prefetch(
                 continue
             clocks[DISK_FREE] = max(clocks[DISK_FREE], known) + rules.read_s
             record.busy_s[step, NVME] += rules.read_s
+            record.counts[step, READ] += 1
             take(memory.host[to_layer], memory.host_slots[to_layer], score, expert)
             begin = max(begin, clocks[DISK_FREE])
         held, keep = memory.resident[to_layer], rules.predicted[to_step, to_layer]
