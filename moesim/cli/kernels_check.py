@@ -57,14 +57,15 @@ def check(
     chosen = _chosen(
         cases(_words(targets), default_table() if table is None else load_table(table)), only
     )
-    page = None if readme is None else read_text(readme)
+    if readme is not None:  # before minutes are spent on compiling
+        with_facts(read_text(readme), "", readme)
     outcomes: list[Outcome] = []
     with console.progress("compiling") as step:
         for outcome in run_cases(chosen, workers):
             outcomes.append(outcome)
             step(f"{len(outcomes)} of {len(chosen)}: {outcome.case.target} {outcome.case.name}")
-    if readme is not None and page is not None:
-        write_atomic(readme, with_facts(page, facts_table(outcomes), readme))
+    if readme is not None:
+        write_atomic(readme, with_facts(read_text(readme), facts_table(outcomes), readme))
         console.say(f"written: {readme}")
     failed = [outcome for outcome in outcomes if outcome.violations]
     data: dict[str, Any] = {
