@@ -69,7 +69,7 @@ TB/s or more, an L40S 0.86, an RTX 4090 1.0; an RTX PRO 6000, 1.8, is told by it
 WORKSTATION_BYTES_PER_S = 2.5e12
 """Same for devices with FP4: an RTX PRO 6000 has 1.8 TB/s, a B200 8."""
 
-BLEND = 0.25
+BLEND = 0.15
 """Weight of a fit one level farther than the nearest."""
 FAR = 0.3
 """Weight of a fit on a system one step farther: same system, same architecture, any."""
