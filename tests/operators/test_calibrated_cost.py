@@ -60,7 +60,11 @@ def test_find():
 
 
 def test_shipped_intervals_hold_their_point():
-    for fit in shipped_moe_fits().fits:
+    fits = shipped_moe_fits()
+    for intervals in fits.transfer_intervals.values():
+        assert all(low * high == pytest.approx(1, rel=1e-3) for low, high in intervals.values())
+    for fit in fits.fits:
+        assert set(fit.intervals) == {"decode", "mixed", "prefill"}
         for low, high in fit.intervals.values():
             assert 0 < low < high
         assert set(fit.coefficients.model_dump()) == set(GOOD.model_dump())

@@ -103,6 +103,22 @@ def test_a_device_never_measured():
     assert moe_fit_for(load_device("mi300x"), "bfloat16").transfer == "generation"
 
 
+def test_what_is_less_like_anything_measured_is_less_sure():
+    """Itself, its architecture, another architecture: the interval widens, in every regime."""
+    widths = []
+    for name in ("h200_sxm", "h800_sxm", "mi300x"):
+        fit = moe_fit_for(load_device(name), "bfloat16")
+        ends = [fit.interval(tokens) for tokens in (8, 512, 8192)]
+        widths.append([np.log(high / low) for low, high in ends])
+    assert (np.diff(np.array(widths), axis=0)[1] > 0).all()
+    assert (np.array(widths)[2] > np.array(widths)[0]).all()
+
+
+def test_a_fit_without_intervals_says_so():
+    with pytest.raises(InputError, match="no interval"):
+        fit().interval(1)
+
+
 def test_what_cannot_be_had():
     with pytest.raises(InputError, match="no expert kernel of that kind"):
         moe_fit_for(load_device("h200_sxm"), "int3")
