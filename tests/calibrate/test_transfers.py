@@ -5,7 +5,7 @@ import pytest
 
 from moesim.calibrate.fit_moe import MoeOperator
 from moesim.calibrate.frame import concatenate
-from moesim.calibrate.intervals import MIN_RESIDUALS, either_way
+from moesim.calibrate.intervals import LEVEL, MIN_RESIDUALS, central, either_way, leave_fold_out
 from moesim.calibrate.moe_rows import moe_table
 from moesim.calibrate.operator import evaluate
 from moesim.calibrate.splits import imitations, split
@@ -28,6 +28,36 @@ def test_a_division_with_few_residuals_takes_the_coarser_one():
     assert found.hi_s == pytest.approx(np.exp(0.1))
     nothing = either_way(np.ones(1), [np.array([0])], np.full(3, np.nan), [np.zeros(3, np.int64)])
     assert nothing.ends() == (1.0, 1.0)
+
+
+def test_few_folds_show_less_of_the_tails():
+    values = np.linspace(-1, 1, 2001)
+    ends = [central(values, np.arange(2001) % folds)[1] for folds in (1, 4, 100)]
+    assert ends == pytest.approx([0.9, 0.84, 0.8 + 0.2 / 101], abs=2e-3)
+    assert central(values, np.full(2001, -2))[1] == pytest.approx(LEVEL, abs=2e-3)
+
+
+def test_a_new_fold_is_covered_as_often_as_promised():
+    """Shapes that are each off by something of their own: the interval holds 80 % of a new one."""
+    source = np.random.default_rng(0)
+    folds = np.repeat(np.arange(12), 60)
+    held = []
+    for _ in range(60):
+        residual = source.normal(0, 0.1, 12)[folds] + source.normal(0, 0.1, len(folds))
+        found = leave_fold_out(np.ones(len(folds)), folds, residual, folds, {})
+        held.append(((found.lo_s <= np.exp(residual)) & (np.exp(residual) <= found.hi_s)).mean())
+    assert 0.77 < np.mean(held) < 0.83
+
+
+def test_borrowed_coefficients_may_be_off_either_way():
+    residual = np.concatenate([np.full(80, 0.5), np.full(80, 0.3)])
+    folds = np.repeat([0, 1], 80)
+    found = leave_fold_out(
+        np.ones(160), folds, residual, folds, {}, borrowed=np.arange(160) % 2 == 0
+    )
+    assert found.hi_s[[0, 80]] == pytest.approx(np.exp([0.3, 0.5]))
+    assert found.lo_s[[0, 80]] == pytest.approx(np.exp([-0.3, -0.5]))
+    assert found.lo_s[[1, 81]] == pytest.approx(np.exp([0.3, 0.5]))
 
 
 @pytest.mark.parametrize("kind", ["leave-system-out", "leave-version-out"])

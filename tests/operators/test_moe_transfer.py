@@ -57,6 +57,21 @@ def test_a_kernel_of_the_family_is_blended_in_unless_it_is_another_thing():
     assert found.launch_s == pytest.approx(1e-5)
 
 
+def test_marlin_widens_floating_point_weights_more_slowly():
+    target = MoeKernel("h200_sxm", "vllm", "1.0", "vllm_marlin", "w4a16_mxfp4")
+    known = fit(engine="vllm", kernel="vllm_marlin", dtype="int4_wo").model_copy(
+        update={"coefficients": GOOD}
+    )
+    found = transferred(target, [known], DEVICE).coefficients
+    assert found.weight_bandwidth_share < GOOD.weight_bandwidth_share
+    assert found.row_cost > GOOD.row_cost
+    assert found.k_step_s > GOOD.k_step_s
+    back = transferred(known.key, [known.model_copy(update=target._asdict())], DEVICE).coefficients
+    assert back.row_cost < GOOD.row_cost
+    triton = transferred(TARGET, [fit(version="1.0", dtype="w4a16_mxfp4")], DEVICE).coefficients
+    assert triton.row_cost == pytest.approx(GOOD.row_cost)
+
+
 def test_drift_between_versions_goes_both_ways():
     order = {("sglang", "1.0"): 0, ("sglang", "2.0"): 1}
     old, new = fit(version="1.0"), fit()
