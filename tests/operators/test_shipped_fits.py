@@ -28,7 +28,8 @@ def test_every_file_says_where_it_comes_from(operator):
             assert 0 < band.lo <= band.hi
     # A kernel of few shapes may be far off once half of them are held out; most are not.
     far = [fit for fit in document.fits if any(b.lo > 1.3 or b.hi < 0.8 for b in fit.bands)]
-    assert len(far) <= 0.05 * len(document.fits)
+    share = 0.05 if document.rows > 10_000 else 0.15  # small tables have a shape or two
+    assert len(far) <= share * len(document.fits)
 
 
 def test_a_product_of_deepseek_v3_on_h200():
