@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from moesim.operators.cpu_experts import (
 )
 from moesim.planners.outcome import PlanOutcome, PlanRequest
 from moesim.planners.plan import make_plan
+from moesim.planners.validation import PlacementValidation
 from moesim.reports.html import render_html
 from moesim.reports.markdown import render_markdown
 from moesim.safe_io import write_json
@@ -106,6 +108,13 @@ def run(outcome: PlanOutcome, machine: Machine, seconds: float = 60.0, **options
         minutes=seconds / 60, machine=machine, now=lambda: machine.now_s, **options
     )
     return validate_plan(outcome, given)
+
+
+@pytest.fixture(scope="module")
+def quiet(outcome: PlanOutcome) -> tuple[PlacementValidation, int]:
+    """A validation without noise, and how many calls it made."""
+    machine = Machine()
+    return run(outcome, machine), machine.calls
 
 
 def test_devices_get_all_tokens(outcome: PlanOutcome) -> None:
@@ -191,8 +200,8 @@ def test_rank_correlation_is_spearmans() -> None:
     assert rank_correlation(np.ones(4), np.arange(4.0)) is None
 
 
-def test_without_noise_the_prediction_holds(outcome: PlanOutcome) -> None:
-    found = run(outcome, Machine())
+def test_without_noise_the_prediction_holds(quiet: tuple[PlacementValidation, int]) -> None:
+    found, _ = quiet
     assert found.planner_names == ("contiguous", "eplb", "lpt-swap")
     assert found.median_ape < 0.02
     assert found.spearman is not None
@@ -223,10 +232,10 @@ def test_a_prediction_that_fails_is_seen_to_fail(outcome: PlanOutcome) -> None:
     assert not all(found.goals().values())
 
 
-def test_interruption_keeps_what_is_there(outcome: PlanOutcome) -> None:
-    whole = Machine()
-    run(outcome, whole)
-    found = run(outcome, Machine(stop_after=whole.calls // 2))
+def test_interruption_keeps_what_is_there(
+    outcome: PlanOutcome, quiet: tuple[PlacementValidation, int]
+) -> None:
+    found = run(outcome, Machine(stop_after=quiet[1] // 2))
     assert found.interrupted
     assert found.layers_run > 0
     with pytest.raises(KeyboardInterrupt):
@@ -240,10 +249,8 @@ def test_too_little_time(outcome: PlanOutcome) -> None:
         run(outcome, Machine(), seconds=0)
 
 
-def test_reports_show_it(outcome: PlanOutcome) -> None:
-    from dataclasses import replace
-
-    found = run(outcome, Machine(noise=0.03))
+def test_reports_show_it(outcome: PlanOutcome, quiet: tuple[PlacementValidation, int]) -> None:
+    found, _ = quiet
     told = replace(outcome, validation=found)
     markdown, page = render_markdown(told), render_html(told)
     assert found.scale.rows_divisor > 1
