@@ -39,14 +39,22 @@ __all__ = [
 ]
 
 FEWEST_CALLS = 12
-"""Calls of a kernel below which nothing is fitted: there are seven coefficients."""
+"""Calls of a kernel below which nothing is fitted: there are up to nine coefficients."""
 FOLDS = 5
 STEPS = 200
 """Steps of a search at most."""
 INTERVAL = (0.1, 0.9)
 
-TILES = {True: (1, 4, 8, 16), False: (1, 16, 32, 64, 128)}
-"""Candidates for the rows of a tile, of serial and parallel kernels."""
+TILES = (1, 16, 32, 64, 128)
+"""Candidates for the rows of a parallel kernel's tile."""
+FEW_ROWS = (0, 1, 2, 4, 6, 8, 12, 16, 32)
+"""Candidates for the most rows that a serial kernel multiplies without packing."""
+FEW_ROWS_GAIN = 0.1
+"""A second kernel has to lower the loss by this share: it adds two coefficients."""
+FEW_ROWS_BOUNDS = {
+    "few_rows_flop_per_s": (2e10, 1e8, 1e16),
+    "pack_bytes_per_s": (1e10, 1e8, 1e14),
+}
 
 # name: (start, low, high), of a CPU thread and of a GPU; the bounds are what either can be.
 BOUNDS: dict[str, tuple[float, float, float]] = {
@@ -166,9 +174,7 @@ def _work(calls: Sequence[tuple[dict[str, Any], list[int]]]) -> GroupedWork:
 def fit_work(
     work: GroupedWork, time_s: np.ndarray, serial: bool
 ) -> tuple[GroupedCoefficients, tuple[str, ...]]:
-    """Coefficients by robust least squares on log times, once for every candidate tile."""
-    best: tuple[GroupedCoefficients, tuple[str, ...]] | None = None
-    best_loss = np.inf
+    """Coefficients by robust least squares on log times, once for every candidate kernel."""
     flops = (work.rows.sum(1) * work.row_flops / time_s).max()
     read = ((work.rows > 0).sum(1) * work.expert_bytes / time_s).max()
     started = BOUNDS | {
@@ -177,19 +183,26 @@ def fit_work(
         "row_bytes_per_s": (float(4 * read), *BOUNDS["row_bytes_per_s"][1:]),
         "call_s": (float(time_s.min() / 4), *BOUNDS["call_s"][1:]),
     }
-    for tile_rows in TILES[serial]:
+    best: tuple[GroupedCoefficients, tuple[str, ...]] | None = None
+    best_loss = np.inf
+    candidates = [(1, few) for few in FEW_ROWS] if serial else [(tile, 0) for tile in TILES]
+    for tile_rows, few_rows in candidates:
 
-        def made(values: dict[str, float], tile_rows: int = tile_rows) -> GroupedCoefficients:
-            return GroupedCoefficients(serial=serial, tile_rows=tile_rows, **values)
+        def made(
+            values: dict[str, float], tile_rows: int = tile_rows, few_rows: int = few_rows
+        ) -> GroupedCoefficients:
+            whole = values | {"serial": serial, "tile_rows": tile_rows, "few_rows": few_rows}
+            return GroupedCoefficients.model_validate(whole)
 
         found = fit_log(
             lambda x, made=made: grouped_s(made(dict(x)), work),  # type: ignore[misc]
             time_s,
-            coefficients_of(started),
+            coefficients_of(started | (FEW_ROWS_BOUNDS if few_rows else {})),
             evaluations=STEPS,
         )
-        if found.loss < best_loss:
-            best, best_loss = (made(found.values), found.at_bound), found.loss
+        loss = found.loss / (1 - FEW_ROWS_GAIN) if few_rows else found.loss
+        if loss < best_loss:
+            best, best_loss = (made(found.values), found.at_bound), loss
     if best is None:
         raise InputError("nothing could be fitted", field="cases", found=len(time_s))
     return best

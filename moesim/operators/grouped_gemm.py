@@ -11,6 +11,9 @@ spreads the tiles of all experts over the cores:
 ``norm(a, b) = (aᵖ + bᵖ)^(1/p)`` is the smooth maximum between the sum (p = 1, nothing overlaps)
 and the larger (p → ∞, the roofline; Williams et al. 2009). The arithmetic of an expert is that of
 whole tiles: its rows are padded to ``tile_rows``. ``rows`` are inputs and outputs over a bandwidth.
+A library that takes one expert after the other has two kernels, as in
+:mod:`moesim.operators.cpu_experts`: up to ``few_rows`` one that reads weights as they are and
+computes slowly, beyond one that packs them first.
 """
 
 from __future__ import annotations
@@ -48,6 +51,12 @@ class GroupedCoefficients(Document):
     """Arithmetic on whole tiles."""
     row_bytes_per_s: float = Field(gt=0)
     """Inputs and outputs."""
+    few_rows: int = Field(default=0, ge=0)
+    """Most rows of an expert that the kernel without packing takes; 0 if there is one kernel."""
+    few_rows_flop_per_s: float | None = Field(default=None, gt=0)
+    """Arithmetic of the kernel for few rows."""
+    pack_bytes_per_s: float | None = Field(default=None, gt=0)
+    """Weights packed per second by the kernel for many rows."""
     tile_rows: int = Field(ge=1)
     """An expert's rows are padded to a multiple of it."""
     overlap_exponent: float = Field(ge=1)
@@ -120,8 +129,12 @@ def grouped_s(coefficients: GroupedCoefficients, work: GroupedWork) -> np.ndarra
     c = coefficients
     active = work.rows > 0
     tiled = np.ceil(work.rows / c.tile_rows) * c.tile_rows
+    few = active & (work.rows <= c.few_rows)
     read_s = active * (work.expert_bytes / c.weight_bytes_per_s)[:, None]
-    compute_s = tiled * (work.row_flops / c.flop_per_s)[:, None]
+    if c.pack_bytes_per_s is not None:
+        read_s = read_s + (active & ~few) * (work.expert_bytes / c.pack_bytes_per_s)[:, None]
+    rate = np.where(few, c.few_rows_flop_per_s or c.flop_per_s, c.flop_per_s)
+    compute_s = tiled * work.row_flops[:, None] / rate
     if c.serial:
         both_s = smooth_maximum(read_s, compute_s, c.overlap_exponent).sum(1)
     else:
