@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,6 @@ def fitted_operator(
     everything = np.ones(len(frame), bool)
     fits: Mapping[str, Any] = operator.fit(table, everything)
     predicted = held_out(operator, table)
-    of_all = bands(predicted, frame["latency_s"])
     dropped = table.report.findings if table.report is not None else ()
     return FittedOperator[Any](
         operator=operator.name,
@@ -62,7 +61,7 @@ def fitted_operator(
         date=date,
         command=command,
         transfer=_transfer(operator, table, fits),
-        fits=tuple(_with_bands(fit, frame, predicted, of_all) for fit in fits.values()),
+        fits=_with_bands(fits, frame, predicted),
     )
 
 
@@ -80,8 +79,23 @@ def held_out(operator: CalibratedOperator[Any], table: Any) -> np.ndarray:
     for number in range(1 if many else parts):
         held, rest = asked & (part == number), asked & (part != number)
         if held.any() and rest.any():
-            predicted[held] = operator.predict(table, operator.fit(table, rest))[held]
+            fits = operator.fit(table, rest)
+            # Rows of kernels that too few rows were left of say nothing of a fit of their own.
+            own = held & _has_fit(table.frame, fits)
+            predicted[own] = operator.predict(table, fits)[own]
     return predicted
+
+
+def _has_fit(frame: Frame, fits: Mapping[str, Any]) -> np.ndarray:
+    """Rows whose kernel was fitted itself, ``[rows] bool``."""
+    found = np.zeros(len(frame), bool)
+    if fits:
+        names = _label_names(frame, fits)
+        members = _members(frame, names)
+        for fit in fits.values():
+            key = tuple(str(value) for name, value in fit.labels.items() if name in names)
+            found[members.get(key, [])] = True
+    return found
 
 
 def _most_engines(frame: Frame) -> np.ndarray:
@@ -131,24 +145,49 @@ def write_operator(path: Path, document: FittedOperator[Any] | FittedMoe) -> Pat
 
 
 def _with_bands(
-    fit: KernelFit, frame: Frame, predicted: np.ndarray, of_all: tuple[Band, ...]
-) -> KernelFit:
-    """The fit with its own bands, or the kernel's on all systems, or those of all kernels.
+    fits: Mapping[str, KernelFit], frame: Frame, predicted: np.ndarray
+) -> tuple[KernelFit, ...]:
+    """The fits with their own bands, or their kernel's on all systems, or those of all kernels.
 
     The nearest of which enough rows were held out count.
     """
-    own = np.isfinite(predicted)
-    for place in (False, True):
-        for name, value in fit.labels.items():
-            if (name in ("system", "version")) is not place:
-                continue
-            if name in frame.labels:
-                own = own & frame.is_label(name, str(value))
-            elif name in frame.columns:
-                own = own & (frame[name] == value)
-        nearer = bands(predicted[own], frame["latency_s"][own])
-        of_all = nearer or of_all
-    return fit.model_copy(update={"bands": of_all})
+    held = np.flatnonzero(np.isfinite(predicted))
+    ratio = frame.take(held), predicted[held], frame["latency_s"][held]
+    of_all = bands(*ratio[1:])
+    labels = _label_names(frame, fits)
+    parts = [
+        {key: bands(ratio[1][rows], ratio[2][rows]) for key, rows in _members(ratio[0], n).items()}
+        for n in (labels, [name for name in labels if name not in ("system", "version")])
+    ]
+    found = []
+    for fit in fits.values():
+        values = {name: str(value) for name, value in fit.labels.items() if name in labels}
+        own = parts[0].get(tuple(values.values()), ())
+        values.pop("system"), values.pop("version")
+        same = parts[1].get(tuple(values.values()), ())
+        found.append(fit.model_copy(update={"bands": own or same or of_all}))
+    return tuple(found)
+
+
+def _label_names(frame: Frame, fits: Mapping[str, KernelFit]) -> list[str]:
+    """Labels that tell the fits apart and that the rows have, in the fits' order."""
+    first = next(iter(fits.values()))
+    return [name for name in first.labels if name in frame.columns]
+
+
+def _members(frame: Frame, names: Sequence[str]) -> dict[tuple[str, ...], np.ndarray]:
+    """Row numbers by the values of some columns."""
+    if not len(frame):
+        return {}
+    ids = frame.groups(names)
+    order = np.argsort(ids, kind="stable")
+    ends = np.searchsorted(ids[order], np.arange(int(ids.max()) + 2))
+    found = {}
+    for code in range(len(ends) - 1):
+        rows = order[ends[code] : ends[code + 1]]
+        shown = frame.describe(int(rows[0]))
+        found[tuple(str(shown[name]) for name in names)] = rows
+    return found
 
 
 def _transfer(
