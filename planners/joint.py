@@ -31,6 +31,9 @@ __all__ = ["joint"]
 PROPOSALS_PER_COPY = 1000
 """Swaps tried per copy and layer if time allows."""
 
+LEAST_PROPOSALS = 50_000
+"""Swaps tried in all layers together however small they are; a tenth of a second."""
+
 PROPOSAL_S = 2e-6
 """What a swap takes to price, roughly; sets how many are tried within a time limit."""
 
@@ -135,7 +138,8 @@ def _copy_tokens(tokens: np.ndarray, table: np.ndarray) -> np.ndarray:
 def _proposals(problem: PlacementProblem) -> int:
     """Swaps to try in all layers together."""
     affordable = problem.time_limit_s * SHARE_OF_TIME / PROPOSAL_S
-    return int(min(PROPOSALS_PER_COPY * problem.slots * problem.layers, affordable))
+    wanted = max(PROPOSALS_PER_COPY * problem.slots * problem.layers, LEAST_PROPOSALS)
+    return int(min(wanted, affordable))
 
 
 def _search_layers(

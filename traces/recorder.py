@@ -224,7 +224,8 @@ class RoutingRecorder:
             raise InputError("a forward pass without input_ids or inputs_embeds", field="input_ids")
         batch, new = tokens.shape[:2]
         mask = _mask(given.get("attention_mask"), batch, new)
-        cache = given.get("past_key_values")
+        name = "cache" if "cache" in given else "past_key_values"  # until transformers 5.23
+        cache = given.get(name)
         requests = self._continued(cache, batch)
         decode = requests is not None and new == 1
         if requests is None:
@@ -243,7 +244,7 @@ class RoutingRecorder:
         if not hasattr(cache, "get_seq_length"):
             raise InputError(
                 "not a Cache object",
-                field="past_key_values",
+                field="cache",
                 found=type(cache).__name__,
                 allowed="transformers.Cache",
             )
@@ -255,7 +256,7 @@ class RoutingRecorder:
             known = "none" if requests is None else f"{requests.cached} × {len(requests.ids)}"
             raise InputError(
                 "the KV cache is not as the recorded passes left it",
-                field="past_key_values",
+                field="cache",
                 found=f"{cached} tokens × {batch} rows, recorded: {known}",
                 fix="record from the prefill on, without beam search or speculative decoding",
             )
@@ -343,7 +344,8 @@ class RoutingRecorder:
             self._routing[index].append(indices)
             self._gates[index].append(weights)
         requests.positions += kept.sum(axis=1)
-        cache = getattr(output, "past_key_values", None)
+        name = "cache" if hasattr(output, "cache") else "past_key_values"
+        cache = getattr(output, name, None)
         if cache is not None and hasattr(cache, "get_seq_length"):
             requests.cached += kept.shape[1]
             self._by_cache[cache] = requests

@@ -177,6 +177,7 @@ def test_small_cases_equal_brute_force():
 
 def test_answers_are_valid_and_repeatable(monkeypatch):
     monkeypatch.setattr(joint_module, "PROPOSALS_PER_COPY", 200)
+    monkeypatch.setattr(joint_module, "LEAST_PROPOSALS", 1)
     rng = np.random.default_rng(2)
     for trial in range(30):
         problem = random_problem(rng, experts_max=20)

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import inspect
 import json
 import re
 from pathlib import Path
@@ -18,6 +19,9 @@ from moesim.errors import InputError, MissingExtraError
 from moesim.traces.bundle import open_trace
 from moesim.traces.recorder import RoutingRecorder
 from moesim.traces.router_outputs import STANDARD_ROUTERS, find_routers
+
+FORWARD = inspect.signature(transformers.Qwen3MoeForCausalLM.forward).parameters
+CACHE = "cache" if "cache" in FORWARD else "past_key_values"  # renamed in transformers 5.24
 
 VOCABULARY = 97
 COMMON = {
@@ -417,10 +421,10 @@ def test_chunked_prefill_and_interleaved_caches():
     with torch.no_grad(), RoutingRecorder(model) as whole:
         model(input_ids=ids, use_cache=False)
     with torch.no_grad(), RoutingRecorder(model) as recorder:
-        caches = [model(input_ids=ids[r : r + 1, :5]).past_key_values for r in range(2)]
+        caches = [model(input_ids=ids[r : r + 1, :5])[CACHE] for r in range(2)]
         for part in (slice(5, 7), slice(7, 8)):
             for r in (1, 0):
-                model(input_ids=ids[r : r + 1, part], past_key_values=caches[r])
+                model(input_ids=ids[r : r + 1, part], **{CACHE: caches[r]})
     assert (recorder.routing() == whole.routing()).all()
     frame = recorder.requests()
     assert frame["request"].tolist() == [0] * 8 + [1] * 8
@@ -519,18 +523,18 @@ def test_dense_and_encoder_decoder_models_are_refused():
 def test_what_cannot_be_told_apart_is_refused():
     model = family_model("mixtral")
     ids, _ = prompts()
-    cache = model(input_ids=ids[:, :4]).past_key_values
+    cache = model(input_ids=ids[:, :4])[CACHE]
     with torch.no_grad(), RoutingRecorder(model) as recorder:
         with pytest.raises(InputError, match="KV cache"):
-            model(input_ids=ids[:, 4:], past_key_values=cache)
+            model(input_ids=ids[:, 4:], **{CACHE: cache})
         with pytest.raises(InputError, match="attention mask"):
             model(input_ids=ids, attention_mask=torch.ones(3, 1, 9, 9, dtype=torch.bool))
         with pytest.raises(InputError, match="outside of a forward pass"):
             model.model(input_ids=ids)
-        cropped = model(input_ids=ids).past_key_values
+        cropped = model(input_ids=ids)[CACHE]
         cropped.crop(-2)
         with pytest.raises(InputError, match="KV cache"):
-            model(input_ids=ids[:, :1], past_key_values=cropped)
+            model(input_ids=ids[:, :1], **{CACHE: cropped})
     assert recorder.tokens == 27
     with pytest.raises(InputError, match="nothing was recorded"):
         RoutingRecorder(model).routing()
