@@ -155,11 +155,10 @@ def test_form_and_coefficients_of_prefill_are_found_again(absorbed):
     assert np.median(errors) < 0.03
     assert fitted.absorbed is absorbed
     assert fitted.module is None
-    # The smallest call pays its launch and one block; only their sum is known well.
-    found = fitted.attention
-    assert found.launch_s + found.longest_share * found.block_s == pytest.approx(
-        PREFILL.launch_s + PREFILL.longest_share * PREFILL.block_s, rel=0.1
-    )
+    # Launch and blocks can stand in for one another, but times are known everywhere, without noise.
+    calls = calls_of(rows | {"tp": np.ones_like(rows["batch"])})
+    ratio = mla_seconds(calls, fitted) / mla_seconds(calls, known)
+    assert np.abs(np.log(ratio)).max() < 0.1
 
 
 def test_decode_coefficients_are_found_again():
