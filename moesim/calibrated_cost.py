@@ -126,7 +126,8 @@ class CalibratedCost:
         """
         regime = token_regime(tokens)
         if regime in self.fit.intervals:
-            return self.fit.intervals[regime]
+            low, high = self.fit.intervals[regime]
+            return min(low, 1.0), max(high, 1.0)
         known = [
             fit.intervals[regime] for fit in shipped_moe_fits().fits if regime in fit.intervals
         ]

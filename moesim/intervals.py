@@ -13,9 +13,10 @@ def add_intervals(parts: Iterable[tuple[str, float, float, float]]) -> tuple[flo
     """The sum of predictions with its interval.
 
     Within an operator all calls err the same way (one wrong coefficient makes them all too slow),
-    so the ends add up; between operators errors are independent: the middles of the intervals add
-    up, and their half-widths by their squares. An interval need not hold its prediction: a
-    roofline lies below the times that kernels reach.
+    so the ends add up; between operators errors are independent: distances from the prediction add
+    up by their squares, those to the lower ends and those to the upper ends apart. A roofline lies
+    below the times that kernels reach; the nearest end of its interval stands in for it. So the
+    sum is within its interval where all predictions are within theirs.
 
     Args:
         parts: Operator, prediction, lower and upper end of each.
@@ -30,6 +31,8 @@ def add_intervals(parts: Iterable[tuple[str, float, float, float]]) -> tuple[flo
         own[1] += lo_s
         own[2] += hi_s
     total = sum(values[0] for values in sums.values())
-    middle = sum((values[1] + values[2]) / 2 for values in sums.values())
-    half = hypot(*((values[2] - values[1]) / 2 for values in sums.values()))
-    return total, middle - half, middle + half
+    nearest = {name: min(max(time_s, lo), hi) for name, (time_s, lo, hi) in sums.items()}
+    below = hypot(*(nearest[name] - lo for name, (_, lo, _) in sums.items()))
+    above = hypot(*(hi - nearest[name] for name, (_, _, hi) in sums.items()))
+    center = sum(nearest.values())
+    return total, center - below, center + above

@@ -124,10 +124,13 @@ class LinkCost:
     bands: tuple[tuple[float, float, float], ...] = ()
 
     def interval(self, seconds: float) -> tuple[float, float]:
-        """Ends of the 80 % interval of one all-to-all as multiples of its time."""
+        """Ends of the 80 % interval of one all-to-all as multiples of its time.
+
+        Fitted times are within their interval; a roofline is a bound and lies below it.
+        """
         for up_to_s, low, high in self.bands:
             if seconds <= up_to_s:
-                return low, high
+                return min(low, 1.0), max(high, 1.0)
         return roofline_interval("dispatch", seconds)
 
 

@@ -261,7 +261,10 @@ def _cost_note(outcome: PlanOutcome) -> Fact:
     cost = outcome.scores[outcome.chosen].cost
     parts = "; ".join(f"{name} by {clean(kernel)}" for name, kernel in outcome.kernels.items())
     ends = f"{format_seconds(cost.lo_s)} … {format_seconds(cost.hi_s)}"
-    return Fact("Cost", clean(outcome.cost), sentence(f"{parts}; 80 % interval of a step {ends}"))
+    words = f"80 % interval of a step {ends}"
+    if outcome.cost == "roofline":
+        words = f"a roofline is a bound: as kernels measured go, a step takes {ends} (80 %)"
+    return Fact("Cost", clean(outcome.cost), sentence(f"{parts}; {words}"))
 
 
 def _load_facts(outcome: PlanOutcome) -> tuple[Fact, ...]:

@@ -36,13 +36,12 @@ def show_step(request: StepRequest, found: ForwardStep, console: Console) -> Non
     words = Words(console)
     shape, machine = found.shape, found.machine
     unit = "token" if request.phase == "decode" else "prompt token"
-    console.print(
-        words.paragraph(
-            f"A {request.phase} step of {shape.model.name} takes {format_seconds(found.step_s)} "
-            f"({format_seconds(found.lo_s)} … {format_seconds(found.hi_s)})",
-            "bold",
-        )
-    )
+    ends = f"{format_seconds(found.lo_s)} … {format_seconds(found.hi_s)}"
+    if machine.cost == "roofline":
+        takes = f"takes at least {format_seconds(found.step_s)}, as kernels measured go {ends}"
+    else:
+        takes = f"takes {format_seconds(found.step_s)} ({ends})"
+    console.print(words.paragraph(f"A {request.phase} step of {shape.model.name} {takes}", "bold"))
     console.print(
         words.paragraph(
             f"{machine.cluster.name}, {shape.layout}, {shape.layout.dispatch}; "

@@ -107,13 +107,14 @@ class KernelFit(Document):
         return architecture(self.system) or ""
 
     def estimate(self, time_s: np.ndarray) -> Estimate:
-        """Add the intervals to predicted times."""
+        """Add the intervals to predicted times, which lie within them."""
         time_s = np.asarray(time_s, float)
         if not self.bands:
             return Estimate(time_s, time_s, time_s, self.evidence)
         ends = [np.inf if band.up_to_s is None else band.up_to_s for band in self.bands]
         place = np.minimum(np.searchsorted(ends, time_s), len(ends) - 1)
         lo, hi = (np.array([getattr(b, end) for b in self.bands])[place] for end in ("lo", "hi"))
+        lo, hi = np.minimum(lo, 1.0), np.maximum(hi, 1.0)
         return Estimate(time_s, time_s * lo, time_s * hi, self.evidence)
 
     def mismatch(self, name: str, wanted: Label) -> float:
