@@ -28,20 +28,22 @@ from moesim.planners.token_search import anneal_layer
 
 __all__ = ["joint"]
 
-PROPOSALS_PER_COPY = 1000
+PROPOSALS_PER_COPY = 2000
 """Swaps tried per copy and layer if time allows."""
 
 LEAST_PROPOSALS = 50_000
 """Swaps tried in all layers together however small they are; a tenth of a second."""
 
-PROPOSAL_S = 2e-6
+PROPOSAL_S = 1e-6
 """What a swap takes to price, roughly; sets how many are tried within a time limit."""
 
 SHARE_OF_TIME = 0.5
 """Of the time limit that the search plans to use."""
 
-HOT, COLD = 0.3, 0.003
-"""Temperatures at the start and end, as shares of a copy's part in its layer's seconds."""
+HOT, COOLING = 1.5, 0.02
+"""Temperature at the start, as a share of a layer's seconds times copies^1.5, and what is left of
+it at the end. Chosen on ``tests/benchmarks/placement.py`` and the bundled sample: what a swap
+changes is a smaller part of the layer the more copies there are."""
 
 STARTS = 3
 """Placements that keep flow at home, from different first layers; the best one is searched on."""
@@ -53,14 +55,15 @@ def joint(problem: PlacementProblem) -> PlannerAnswer:
     Returns:
         ``outcome`` is heuristic; ``detail`` says how many swaps were tried.
     """
-    _compile()  # once per machine; not part of the search
+    cost = problem.cost or _load_only(problem)
+    chain = cost.comm == "chain" and problem.transitions is not None and problem.layers > 1
+    _compile(chain)  # once per machine; not part of the search
     start_s = time.perf_counter()
     table = lpt_swap(problem).astype(np.int64)
     room = problem.slots_per_device
     at_start = np.broadcast_to(np.arange(problem.slots) // room, table.shape).copy()
-    cost = problem.cost or _load_only(problem)
     copy_s = _copy_seconds(cost, table, room)
-    if cost.comm == "chain" and problem.transitions is not None and problem.layers > 1:
+    if chain:
         device_of, tried = _search_chain(problem, cost, table, at_start, copy_s)
     else:
         device_of, tried = _search_layers(problem, cost, table, at_start, copy_s, start_s)
@@ -86,12 +89,16 @@ def _load_only(problem: PlacementProblem) -> SearchCost:
     )
 
 
-def _compile() -> None:
-    """Run both searches on a problem of nothing, so that they are compiled."""
+def _compile(chain: bool) -> None:
+    """Run a search on a problem of nothing, so that it is compiled."""
     device_of, expert_of = np.array([0, 1]), np.array([0, 1])
     seconds, speed, node_of = np.ones((1, 2, 2), np.float32), np.ones(2), np.zeros(2, np.int64)
     uses, state = np.zeros((2, 1), np.uint64), random_state(0)
-    anneal_layer(device_of, expert_of, uses, seconds, speed, node_of, 0.0, 0.0, 1, 1.0, 1.0, state)
+    if not chain:
+        anneal_layer(
+            device_of, expert_of, uses, seconds, speed, node_of, 0.0, 0.0, 1, 1.0, 1.0, state
+        )
+        return
     layers = np.stack([device_of, device_of])
     flow = np.ones((1, 2, 2), np.float32)
     anneal_chain(
@@ -142,6 +149,11 @@ def _proposals(problem: PlacementProblem) -> int:
     return int(min(wanted, affordable))
 
 
+def _hot(problem: PlacementProblem) -> float:
+    """Temperature at the start, as a share of a layer's seconds."""
+    return float(HOT / problem.slots**1.5)
+
+
 def _search_layers(
     problem: PlacementProblem,
     cost: SearchCost,
@@ -170,8 +182,8 @@ def _search_layers(
             cost.nic_s / SAMPLED_TOKENS,
             cost.port_s / SAMPLED_TOKENS,
             proposals,
-            HOT / problem.slots,
-            COLD / problem.slots,
+            _hot(problem),
+            _hot(problem) * COOLING,
             random_state(problem.seed * problem.layers + layer),
         )
 
@@ -219,7 +231,6 @@ def _search_chain(
     proposals = _proposals(problem) // len(starts)
     level_s = float(copy_s.sum(axis=(2, 3)).mean() / problem.devices)
     level_s += _travel_s(flow, at_start, cost) / problem.layers
-    copy_level_s = level_s / problem.slots
 
     def search(number: int) -> float:
         return anneal_chain(
@@ -232,8 +243,8 @@ def _search_chain(
             cost.near_s,
             cost.far_s,
             proposals,
-            HOT * copy_level_s,
-            COLD * copy_level_s,
+            _hot(problem) * level_s,
+            _hot(problem) * COOLING * level_s,
             random_state(problem.seed * 2 + number),
         )
 
