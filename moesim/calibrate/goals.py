@@ -44,7 +44,8 @@ class Goal:
         limits: Largest allowed error by metric, as a share.
         fit_fraction: Share of the rows that is fitted on, if not the split's usual one.
         pair: Needs several systems: those of ``PAIR`` where a single one is chosen.
-        small: Its tables are small: all rows of the systems are scored, in all folds.
+        whole: Whatever the size, all rows of the systems are scored, in all folds: few rows, a
+            fast fit, or a fit that needs them all.
     """
 
     id: str
@@ -54,7 +55,7 @@ class Goal:
     limits: tuple[tuple[Metric, float], ...]
     fit_fraction: float | None = None
     pair: bool = False
-    small: bool = False
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ SIZES = {
     "usual": Size(PAIR, 1500, 4),
     "full": Size((), None, 8),
 }
-"""Under two minutes of one core, about a quarter of an hour, and hours."""
+"""About two minutes of one core, about a quarter of an hour, and hours."""
 
 _SHAPES, _SIZES, _NODES = "leave-shape-out", "leave-size-out", "leave-nodes-out"
 _MLA = ("context_mla", "generation_mla", "context_mla_module", "generation_mla_module")
@@ -96,6 +97,7 @@ KERNEL_GOALS = (
         _SHAPES,
         (("mape", 0.15), ("median_ape", 0.08), ("p90_ape", 0.36)),
         pair=True,
+        whole=True,
     ),
     Goal(
         "moe-tenth",
@@ -105,10 +107,11 @@ KERNEL_GOALS = (
         (("mape", 0.14), ("median_ape", 0.07)),
         fit_fraction=0.1,
         pair=True,
+        whole=True,
     ),
 )
 COMM_GOALS = tuple(
-    Goal(name, title, operators, split, (("median_ape", limit),), pair=split == _NODES, small=True)
+    Goal(name, title, operators, split, (("median_ape", limit),), pair=split == _NODES, whole=True)
     for name, title, operators, split, limit in (
         ("nccl", "NCCL", ("collective",), _SIZES, 0.08),
         ("nccl-ranks", "NCCL, other ranks", ("collective",), _SHAPES, 0.08),
@@ -184,7 +187,7 @@ def outcomes(
         if goal.pair and len(systems) == 1:
             systems = PAIR
         rows = Rows(source, list(systems) or None, rows_per_kernel=size.rows_per_kernel)
-        if goal.small:
+        if goal.whole:
             rows = replace(rows, rows_per_kernel=None)
         try:
             found = evaluate_group(
@@ -193,7 +196,7 @@ def outcomes(
                 goal.split,
                 fit_fraction=goal.fit_fraction,
                 seed=seed,
-                folds=DEALT_FOLDS if goal.small else size.folds,
+                folds=DEALT_FOLDS if goal.whole else size.folds,
                 say=say,
             )
         except UsageError as error:

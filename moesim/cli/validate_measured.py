@@ -29,7 +29,7 @@ SizeOption = Annotated[
     Literal["quick", "usual", "full"],
     typer.Option(
         help="quick: one system, few rows of each kernel. usual: H100 and H200, more rows. full: "
-        "every system and row, for hours."
+        "every system and row, for hours. Expert layers always take all rows of the systems."
     ),
 ]
 OnlyOption = Annotated[
