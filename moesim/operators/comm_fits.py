@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Self
 
@@ -77,9 +78,9 @@ class _CommFit(KernelFit):
             return self
         return self._with_link(own / other).model_copy(update={"link_bytes_per_s": other})
 
+    @abstractmethod
     def _with_link(self, factor: float) -> Self:
         """The fit with every byte on a link taking so many times as long."""
-        raise NotImplementedError
 
 
 def link_rate(device: Device) -> float | None:

@@ -9,6 +9,7 @@ one operator's fits stand in a :class:`FittedOperator`, one file of ``hwprofiles
 from __future__ import annotations
 
 import re
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Self, TypeVar
@@ -131,13 +132,13 @@ class KernelFit(Document):
         """Labels of what is wanted on a device, with those that follow from it and from others."""
         return {"system": system_of(device), "family": architecture(device) or "", **labels}
 
+    @abstractmethod
     def on_device(self, device: Device) -> Self:
         """The fit with another device's peaks: efficiencies are shares of them.
 
         Raises:
             InputError: If the device's profile lacks what the operator needs.
         """
-        raise NotImplementedError
 
 
 K = TypeVar("K", bound=KernelFit)

@@ -81,7 +81,6 @@ def test_ids_out_of_range_are_refused():
 
 
 def test_requests_and_samples_of_a_bundle(tmp_path):
-    pytest.importorskip("pyarrow")
     routing = local_routing(np.random.default_rng(0), tokens=6, experts=4)
     requests = pd.DataFrame({
         "request": [7, 7, 3, 3, 3, 7],
@@ -107,7 +106,6 @@ def test_requests_and_samples_of_a_bundle(tmp_path):
 
 
 def test_requests_that_cannot_be_read_are_refused(tmp_path):
-    pytest.importorskip("pyarrow")
     routing = local_routing(np.random.default_rng(0), tokens=6, experts=4)
     trace = write_trace(tmp_path / "t", routing, model="m", experts=4, source="test")
     file = trace.path / "requests.parquet"

@@ -190,7 +190,8 @@ def test_the_measured_files_can_be_fitted() -> None:
 
 
 def test_our_kernels_compute_the_layer_that_is_timed() -> None:
-    torch = pytest.importorskip("torch")
+    import torch
+
     from moesim.calibrate.measurements import Workload
     from moesim.calibrate.torch_workloads import CudaWorkloads, TritonWorkloads
 

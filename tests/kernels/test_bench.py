@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -30,8 +31,6 @@ from moesim.kernels.bench_peers import align_blocks, peer_kernels, vllm_config, 
 from moesim.kernels.bench_run import BenchOptions, bench, chosen_cases, run_plan
 from moesim.kernels.bench_score import GOALS, score_bench, score_text
 from moesim.model import load_model
-
-torch = pytest.importorskip("torch")
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -475,7 +474,7 @@ def test_configurations_of_a_peer(tmp_path: Path) -> None:
 
 
 def test_a_peers_kernel_is_taken_out_of_its_file(tmp_path: Path) -> None:
-    pytest.importorskip("triton")
+    pytest.importorskip("triton", reason="there is no Triton for this system")
     file = tmp_path / "fused_moe.py"
     body = "import vllm_that_is_not_there\n\n\n"
     for name in ("write_zeros_to_output", "another", "fused_moe_kernel"):

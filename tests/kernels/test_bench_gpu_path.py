@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from moesim.kernels import bench_run, bench_timing
 from moesim.kernels.bench_cases import Scale
@@ -20,8 +21,6 @@ from moesim.kernels.bench_file import read_bench
 from moesim.kernels.bench_run import BenchOptions, TorchMachine, chosen_cases, run_plan
 from moesim.kernels.bench_score import score_bench
 from moesim.kernels.bench_timing import CudaTimer
-
-torch = pytest.importorskip("torch")
 
 PROPERTIES = SimpleNamespace(
     name="Pretended GPU",
