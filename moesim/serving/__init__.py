@@ -1,0 +1,1 @@
+"""Request-level serving: from a stream of requests to latencies and throughput."""

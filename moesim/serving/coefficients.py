@@ -1,0 +1,54 @@
+"""How measured serving runs differ from the plain sum of kernels: weights and host times."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from moesim.schema import Document, Evidence
+
+__all__ = ["NEUTRAL", "ServingCoefficients"]
+
+
+class ServingCoefficients(Document):
+    """What turns tabulated kernel times into the times of an engine's steps.
+
+    Attributes:
+        engine: The engine; empty for any.
+        systems: Devices that it was fitted on.
+        weights: By component of the step tables, and for ``sampled``, ``decode_attention`` and
+            ``chunk_attention``: factors in decode-only steps and in steps with prefill. 1 where
+            nothing is said.
+        step_host_s: Seconds that the host adds to a step, of both kinds.
+        sequence_host_s: Seconds that it adds per sequence of a group.
+        token_host_s: Seconds that it adds per new token of a group.
+        kernel_host_s: Seconds that it adds per kernel launch.
+        request_host_s: Seconds between the step that yields the first token and its arrival, and
+            between the arrival of a request and the scheduler, together.
+        tpot_band: Ends of the 80 % interval of the time per output token, as factors.
+        ttft_band: The same of the time to first token.
+        evidence: What they rest on.
+    """
+
+    schema_id: ClassVar[str] = "moesim.serving-coefficients/1"
+
+    engine: str = ""
+    systems: tuple[str, ...] = ()
+    weights: dict[str, tuple[float, float]] = Field(default_factory=dict)
+    step_host_s: tuple[float, float] = (0.0, 0.0)
+    sequence_host_s: float = 0.0
+    token_host_s: float = 0.0
+    kernel_host_s: float = 0.0
+    request_host_s: float = 0.0
+    tpot_band: tuple[float, float] = (1.0, 1.0)
+    ttft_band: tuple[float, float] = (1.0, 1.0)
+    evidence: Evidence = Evidence.ASSUMED
+
+    def weight(self, component: str) -> tuple[float, float]:
+        """Factors of a component in decode-only steps and in steps with prefill."""
+        return self.weights.get(component, (1.0, 1.0))
+
+
+NEUTRAL = ServingCoefficients()
+"""Kernels one after the other, and a host that takes no time."""
