@@ -1,0 +1,245 @@
+"""Serve requests on a deployment."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from moesim.errors import InfeasibleError
+from moesim.serving.costs import make_costs
+from moesim.serving.deployment import Deployment, Pool
+from moesim.serving.loop import Fleet, run
+from moesim.serving.requests import Requests
+from moesim.serving.schedule import STEP_FIELDS, Schedule
+from moesim.serving.state import (
+    AGGREGATED,
+    CHUNKS,
+    DECODE,
+    FINISHED,
+    GAPS,
+    NOBODY,
+    PREFILL,
+    STEPS,
+    GroupState,
+    Log,
+    RequestState,
+    Rules,
+)
+
+__all__ = ["kv_blocks_per_lane", "simulate_requests"]
+
+FIRST_ROWS = 4096
+
+
+def simulate_requests(deployment: Deployment, requests: Requests) -> Schedule:
+    """Serve all requests, step by step.
+
+    Args:
+        deployment: Workers, their policy, their step times.
+        requests: In the order in which they come.
+
+    Raises:
+        InfeasibleError: If the cache of a group does not hold one of the requests.
+    """
+    pools = _pools(deployment)
+    rules = tuple(_rules(pool, role) for pool, role in pools)
+    for (pool, role), rule in zip(pools, rules, strict=True):
+        _check_capacity(pool, role, rule, requests)
+    costs = tuple(
+        make_costs(pool, _most_tokens(rule, requests))
+        for (pool, _), rule in zip(pools, rules, strict=True)
+    )
+    pair = (0, -1)  # a deployment of one pool gives it twice
+    state = _request_state(requests)
+    arrivals = requests.arrival_s
+    log = run(
+        _fleet(deployment, pools),
+        (rules[pair[0]], rules[pair[1]]),
+        (costs[pair[0]], costs[pair[1]]),
+        state,
+        _group_state(pools, rules, requests),
+        _empty_log(),
+        np.zeros(0) if arrivals is None else np.ascontiguousarray(arrivals, float),
+        requests.concurrency,
+    )
+    if log.counts[FINISHED] != requests.count:
+        raise AssertionError(f"{requests.count - log.counts[FINISHED]} requests never finish")
+    return _schedule(log, state, requests, sum(pool.workers for pool, _ in pools))
+
+
+def kv_blocks_per_lane(pool: Pool) -> int:
+    """Blocks of one group's cache that one lane of the pipeline may fill."""
+    return pool.kv_tokens // pool.lanes // pool.policy.block_tokens
+
+
+def _pools(deployment: Deployment) -> list[tuple[Pool, int]]:
+    if deployment.prefill is None:
+        return [(deployment.pool, AGGREGATED)]
+    return [(deployment.prefill, PREFILL), (deployment.pool, DECODE)]
+
+
+def _rules(pool: Pool, role: int) -> Rules:
+    policy = pool.policy
+    grows = role != PREFILL
+    draft = pool.draft_tokens if grows else 0
+    budget = max(policy.token_budget, 1 + draft)
+    share = policy.growth_share if grows else (0.0, 0.0)
+    return Rules(
+        role=role,
+        prefill_first=policy.order == "prefill-first",
+        mixed_chunk=policy.mixed_chunk,
+        chunked=policy.chunked,
+        budget=budget,
+        max_sequences=max(1, min(policy.max_sequences // pool.lanes, budget // (1 + draft))),
+        block=policy.block_tokens,
+        capacity=kv_blocks_per_lane(pool),
+        share_first=float(share[0]),
+        share_last=float(share[1]),
+        share_decay=float(policy.growth_decay if grows else 0.0),
+        keeps_own=policy.keeps_own and grows,
+        own_clip=policy.own_clip,
+        draft=draft,
+        tokens_per_step=float(pool.tokens_per_step if grows else 1.0),
+        lanes=pool.lanes,
+        groups=pool.groups,
+    )
+
+
+def _check_capacity(pool: Pool, role: int, rules: Rules, requests: Requests) -> None:
+    tokens = requests.input_tokens.copy()
+    if role != PREFILL:
+        tokens = tokens + requests.output_tokens + rules.draft
+    longest = int(tokens.max())
+    if -(-longest // rules.block) > rules.capacity:
+        lanes = f" of each of {pool.lanes} pipeline lanes" if pool.lanes > 1 else ""
+        raise InfeasibleError(
+            f"a request of {longest:,} tokens does not fit into the KV cache{lanes}: there is room "
+            f"for {rules.capacity * rules.block:,}\n"
+            "fix: use more devices, another layout, a narrower --kv-dtype, or shorter requests"
+        )
+
+
+def _most_tokens(rules: Rules, requests: Requests) -> int:
+    """Most new tokens of a group in a step."""
+    if rules.chunked:
+        return rules.budget
+    longest = int((requests.input_tokens + requests.output_tokens).max())
+    return max(rules.budget, longest)
+
+
+def _request_state(requests: Requests) -> RequestState:
+    count = requests.count
+    prompt, output, cached = (
+        np.ascontiguousarray(values, np.int64)
+        for values in (requests.input_tokens, requests.output_tokens, requests.cached_tokens)
+    )
+
+    def whole(value: int) -> np.ndarray:
+        return np.full(count, value, np.int64)
+
+    def time() -> np.ndarray:
+        return np.full(count, np.nan)
+
+    return RequestState(
+        prompt=prompt, output=output, cached=cached, todo=prompt - cached, past=cached.copy(),
+        made=whole(0), base=whole(0), finish_clock=whole(0), group=whole(NOBODY),
+        run_before=whole(NOBODY), run_after=whole(NOBODY), end_before=whole(NOBODY),
+        end_after=whole(NOBODY), queue_after=whole(NOBODY), arrival_s=time(), admitted_s=time(),
+        first_s=time(), finish_s=time(), last_token_s=time(), sent_s=time(),
+        arrival_step=whole(-1), first_step=whole(-1), last_step=whole(-1), preemptions=whole(0),
+    )  # fmt: skip
+
+
+def _group_state(
+    pools: list[tuple[Pool, int]], rules: tuple[Rules, ...], requests: Requests
+) -> GroupState:
+    counts = [pool.workers * pool.lanes * pool.groups for pool, _ in pools]
+    total = sum(counts)
+    block = max(rule.block for rule in rules)
+    ring = int(requests.output_tokens.max()) + 1
+    most = max(min(rule.max_sequences, requests.count) for rule in rules)
+
+    def whole(value: int = 0, width: int | None = None) -> np.ndarray:
+        return np.full(total if width is None else (total, width), value, np.int64)
+
+    return GroupState(
+        clock=whole(), decode_steps=whole(), decoding=whole(), base_sum=whole(),
+        residues=whole(0, block), ends=whole(NOBODY, ring), running=whole(),
+        run_tail=whole(NOBODY), partial=whole(NOBODY), queue_head=whole(NOBODY),
+        queue_tail=whole(NOBODY), waiting=whole(), outstanding=whole(), held=whole(),
+        promised=whole(), share=np.repeat([rule.share_first for rule in rules], counts),
+        last_decode_s=np.full(total, np.nan), joined=whole(NOBODY, most), joined_count=whole(),
+        step_decoding=whole(), step_advance=whole(), step_chunk=whole(), step_chunks=whole(),
+    )  # fmt: skip
+
+
+def _fleet(deployment: Deployment, pools: list[tuple[Pool, int]]) -> Fleet:
+    decodes, first, turns = [], [], []
+    begin = 0
+    for index, (pool, _) in enumerate(pools):
+        per_worker = pool.lanes * pool.groups
+        decodes += [index] * pool.workers
+        own = begin + per_worker * np.arange(pool.workers)
+        first.append(own)
+        # Requests go to every worker in turn, then to the second group of each.
+        turns.append((own[None, :] + np.arange(per_worker)[:, None]).ravel())
+        begin += per_worker * pool.workers
+    workers = len(decodes)
+    transfer = deployment.transfer
+    per_byte_s = 0.0 if transfer is None else 1 / transfer.bytes_per_s
+    return Fleet(
+        decodes=np.array(decodes, np.int64),
+        first_group=np.concatenate(first).astype(np.int64),
+        entry=turns[0].astype(np.int64),
+        second=turns[-1].astype(np.int64),
+        turn=np.zeros(2, np.int64),
+        least_loaded=deployment.router == "least-loaded",
+        send_token_s=0.0 if transfer is None else transfer.bytes_per_token * per_byte_s,
+        send_request_s=0.0 if transfer is None else transfer.bytes_per_request * per_byte_s,
+        send_latency_s=0.0 if transfer is None else float(transfer.latency_s),
+        link_free_s=np.zeros(workers),
+        sent_head=np.full(workers, NOBODY, np.int64),
+        sent_tail=np.full(workers, NOBODY, np.int64),
+        end_s=np.full(workers, np.inf),
+        step=np.full(workers, -1, np.int64),
+    )
+
+
+def _empty_log() -> Log:
+    return Log(
+        np.empty((FIRST_ROWS, len(STEP_FIELDS)), np.int64),
+        np.empty((FIRST_ROWS, 2)),
+        np.empty((FIRST_ROWS, 4), np.int64),
+        np.empty(FIRST_ROWS),
+        np.empty(FIRST_ROWS, np.int64),
+        np.zeros(5, np.int64),
+    )
+
+
+def _schedule(log: Log, state: RequestState, requests: Requests, workers: int) -> Schedule:
+    steps = log.steps[: log.counts[STEPS]]
+    times = log.times[: log.counts[STEPS]]
+    chunks = log.chunks[: log.counts[CHUNKS]]
+    gaps = int(log.counts[GAPS])
+    return Schedule(
+        **{name: steps[:, column].copy() for column, name in enumerate(STEP_FIELDS)},
+        start_s=times[:, 0].copy(),
+        duration_s=times[:, 1].copy(),
+        chunk_request=chunks[:, 0].copy(),
+        chunk_new=chunks[:, 1].copy(),
+        chunk_past=chunks[:, 2].copy(),
+        chunk_last=chunks[:, 3] == 1,
+        gap_s=log.gap_s[:gaps].copy(),
+        gap_count=log.gap_count[:gaps].copy(),
+        input_tokens=state.prompt,
+        output_tokens=state.output,
+        arrival_s=state.arrival_s,
+        admitted_s=state.admitted_s,
+        first_s=state.first_s,
+        finish_s=state.finish_s,
+        arrival_step=state.arrival_step,
+        first_step=state.first_step,
+        last_step=state.last_step,
+        preemptions=state.preemptions,
+        closed=requests.concurrency > 0,
+        workers=workers,
+    )
