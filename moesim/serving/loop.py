@@ -20,7 +20,6 @@ from moesim.serving.state import (
     Costs,
     GroupState,
     Log,
-    RequestState,
     Rules,
 )
 
@@ -63,64 +62,62 @@ def _target(fleet: Fleet, groups: GroupState, second: int) -> int:
         return int(choices[turn])
     best = choices[0]
     for g in choices:
-        if groups.outstanding[g] < groups.outstanding[best]:
+        if groups.at[g].outstanding < groups.at[best].outstanding:
             best = g
     return int(best)
 
 
 @compiled_part
 def _arrive(
-    fleet: Fleet, requests: RequestState, groups: GroupState, log: Log, now_s: float, step: int
+    fleet: Fleet, requests: np.ndarray, groups: GroupState, log: Log, now_s: float, step: int
 ) -> None:
     """The next request comes."""
     r = log.counts[RELEASED]
     log.counts[RELEASED] += 1
     g = _target(fleet, groups, 0)
-    requests.arrival_s[r], requests.arrival_step[r] = now_s, step
-    groups.outstanding[g] += 1
+    requests[r].arrival_s, requests[r].arrival_step = now_s, step
+    groups.at[g].outstanding += 1
     queue_back(requests, groups, g, r)
 
 
 @compiled_part
 def _send(
-    fleet: Fleet, requests: RequestState, groups: GroupState, w: int, leaving: int, now_s: float
+    fleet: Fleet, requests: np.ndarray, groups: GroupState, w: int, leaving: int, now_s: float
 ) -> None:
     """Put caches on the link in the order in which their prompts were computed."""
     chain = NOBODY
     while leaving != NOBODY:  # the last comes first
-        after = requests.queue_after[leaving]
-        requests.queue_after[leaving] = chain
+        after = requests[leaving].queue_after
+        requests[leaving].queue_after = chain
         chain, leaving = leaving, after
     while chain != NOBODY:
-        r, chain = chain, requests.queue_after[chain]
+        r, chain = chain, requests[chain].queue_after
         begin = max(now_s, fleet.link_free_s[w])
-        sending = requests.prompt[r] * fleet.send_token_s + fleet.send_request_s
+        sending = requests[r].prompt * fleet.send_token_s + fleet.send_request_s
         fleet.link_free_s[w] = begin + sending
-        requests.sent_s[r] = fleet.link_free_s[w] + fleet.send_latency_s
-        requests.queue_after[r] = NOBODY
+        requests[r].sent_s = fleet.link_free_s[w] + fleet.send_latency_s
+        requests[r].queue_after = NOBODY
         tail = fleet.sent_tail[w]
         if tail == NOBODY:
             fleet.sent_head[w] = r
         else:
-            requests.queue_after[tail] = r
+            requests[tail].queue_after = r
         fleet.sent_tail[w] = r
 
 
 @compiled_part
-def _receive(
-    fleet: Fleet, rules: Rules, requests: RequestState, groups: GroupState, w: int
-) -> None:
+def _receive(fleet: Fleet, rules: Rules, requests: np.ndarray, groups: GroupState, w: int) -> None:
     """A cache is there: the prefill worker forgets it, and a decode worker queues the request."""
     r = fleet.sent_head[w]
-    fleet.sent_head[w] = requests.queue_after[r]
+    fleet.sent_head[w] = requests[r].queue_after
     if fleet.sent_head[w] == NOBODY:
         fleet.sent_tail[w] = NOBODY
-    g = requests.group[r]
-    groups.outstanding[g] -= 1
-    groups.held[g] -= (requests.prompt[r] + rules.block - 1) // rules.block
-    requests.first_s[r] = requests.last_token_s[r] = requests.sent_s[r]
+    g = requests[r].group
+    groups.at[g].outstanding -= 1
+    groups.at[g].held -= (requests[r].prompt + rules.block - 1) // rules.block
+    requests[r].first_s = requests[r].last_token_s = requests[r].sent_s
     g = _target(fleet, groups, 1)
-    groups.outstanding[g] += 1
+    groups.at[g].outstanding += 1
     queue_back(requests, groups, g, r)
 
 
@@ -137,11 +134,13 @@ def _price(
         begin = first + lane * rules.groups
         tokens, sampled, sequences, kind = 0, 0, 0, 0
         for g in range(begin, begin + rules.groups):
-            kind = max(kind, min(1, groups.step_chunks[g]))
+            kind = max(kind, min(1, groups.at[g].step_chunks))
         slowest_s, deciding, deciding_context = -1.0, begin, 0
         for g in range(begin, begin + rules.groups):
-            decode = groups.step_decoding[g]
-            chunks = log.chunks[groups.step_chunk[g] : groups.step_chunk[g] + groups.step_chunks[g]]
+            decode = groups.at[g].step_decoding
+            chunks = log.chunks[
+                groups.at[g].step_chunk : groups.at[g].step_chunk + groups.at[g].step_chunks
+            ]
             new, done = 0, 0
             for place in range(chunks.shape[0]):
                 new += chunks[place, 1]
@@ -150,15 +149,15 @@ def _price(
             tokens = max(tokens, rows + new)
             sampled = max(sampled, rows + done)
             sequences = max(sequences, decode + chunks.shape[0])
-            context = groups.base_sum[g] + decode * groups.clock[g] if decode else 0
+            context = groups.at[g].base_sum + decode * groups.at[g].clock if decode else 0
             taken_s = attention_s(costs, kind, decode, context, chunks)
             if taken_s > slowest_s:
                 slowest_s, deciding, deciding_context = taken_s, g, context
             decoding += decode
             prefilled += new
-            running += groups.running[g]
-            waiting += groups.waiting[g]
-            held += groups.held[g]
+            running += groups.at[g].running
+            waiting += groups.at[g].waiting
+            held += groups.at[g].held
         if tokens == 0:
             continue
         step_s = slowest_s + costs.token_s[kind, tokens] + costs.sampled_s[kind, sampled]
@@ -167,8 +166,8 @@ def _price(
             longest_s = step_s
             step = log.steps[row]
             step[0], step[1], step[2] = w, kind, tokens
-            step[3], step[4] = groups.step_decoding[deciding], deciding_context
-            step[5], step[6] = groups.step_chunk[deciding], groups.step_chunks[deciding]
+            step[3], step[4] = groups.at[deciding].step_decoding, deciding_context
+            step[5], step[6] = groups.at[deciding].step_chunk, groups.at[deciding].step_chunks
             step[7], step[8] = sampled, sequences
     if longest_s < 0:
         return
@@ -188,6 +187,15 @@ def _longer(rows: np.ndarray) -> np.ndarray:
 
 
 @compiled_part
+def _is_short(log: Log, rows: int) -> bool:
+    return bool(
+        log.counts[STEPS] + rows > log.steps.shape[0]
+        or log.counts[CHUNKS] + rows > log.chunks.shape[0]
+        or log.counts[GAPS] + rows > log.gap_s.size
+    )
+
+
+@compiled_part
 def _with_room(log: Log, rows: int) -> Log:
     """The log with space for so many more of everything."""
     steps, times, chunks = log.steps, log.times, log.chunks
@@ -203,13 +211,13 @@ def _with_room(log: Log, rows: int) -> Log:
 
 
 @compiled_part
-def _next_sent(fleet: Fleet, requests: RequestState) -> int:
+def _next_sent(fleet: Fleet, requests: np.ndarray) -> int:
     """The worker whose cache arrives next; :data:`NOBODY` if none is on its way."""
     sender = NOBODY
     for w in range(fleet.sent_head.size):
         head = fleet.sent_head[w]
         if head != NOBODY and (
-            sender == NOBODY or requests.sent_s[head] < requests.sent_s[fleet.sent_head[sender]]
+            sender == NOBODY or requests[head].sent_s < requests[fleet.sent_head[sender]].sent_s
         ):
             sender = w
     return sender
@@ -220,7 +228,7 @@ def _start(
     fleet: Fleet,
     rules: tuple[Rules, Rules],
     costs: tuple[Costs, Costs],
-    requests: RequestState,
+    requests: np.ndarray,
     groups: GroupState,
     log: Log,
     w: int,
@@ -239,7 +247,7 @@ def run(
     fleet: Fleet,
     rules: tuple[Rules, Rules],
     costs: tuple[Costs, Costs],
-    requests: RequestState,
+    requests: np.ndarray,
     groups: GroupState,
     log: Log,
     arrivals: np.ndarray,
@@ -260,7 +268,7 @@ def run(
     Returns:
         The log, longer where it had to be.
     """
-    total = requests.prompt.size
+    total = requests.size
     most = 0
     for pool in (rules[0], rules[1]):
         most = max(most, pool.lanes * pool.groups * (min(pool.max_sequences, total) + 2))
@@ -270,13 +278,14 @@ def run(
     while log.counts[FINISHED] < total:
         for w in range(fleet.end_s.size):
             if fleet.end_s[w] == np.inf:
-                log = _with_room(log, most)
+                if _is_short(log, most):
+                    log = _with_room(log, most)
                 _start(fleet, rules, costs, requests, groups, log, w, now_s)
         arrival_s = np.inf
         if concurrency == 0 and log.counts[RELEASED] < total:
             arrival_s = arrivals[log.counts[RELEASED]]
         sender, ending = _next_sent(fleet, requests), int(np.argmin(fleet.end_s))
-        sent_s = np.inf if sender == NOBODY else requests.sent_s[fleet.sent_head[sender]]
+        sent_s = np.inf if sender == NOBODY else requests[fleet.sent_head[sender]].sent_s
         now_s = min(arrival_s, sent_s, fleet.end_s[ending])
         if now_s == np.inf:
             break  # nothing can happen any more: the caller sees that requests are missing
@@ -286,7 +295,8 @@ def run(
         elif sent_s == now_s:
             _receive(fleet, rules[0], requests, groups, sender)
         else:
-            log = _with_room(log, most)
+            if _is_short(log, most):
+                log = _with_room(log, most)
             _end(fleet, rules, requests, groups, log, ending, concurrency > 0)
     return log
 
@@ -295,7 +305,7 @@ def run(
 def _end(
     fleet: Fleet,
     rules: tuple[Rules, Rules],
-    requests: RequestState,
+    requests: np.ndarray,
     groups: GroupState,
     log: Log,
     w: int,
@@ -313,5 +323,5 @@ def _end(
             _send(fleet, requests, groups, w, leaving, now_s)
     if closed:
         for _ in range(log.counts[FINISHED] - finished):
-            if log.counts[RELEASED] < requests.prompt.size:
+            if log.counts[RELEASED] < requests.size:
                 _arrive(fleet, requests, groups, log, now_s, step)

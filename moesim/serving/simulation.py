@@ -16,18 +16,24 @@ from moesim.serving.state import (
     DECODE,
     FINISHED,
     GAPS,
+    GROUP,
     NOBODY,
     PREFILL,
+    REQUEST,
     STEPS,
     GroupState,
     Log,
-    RequestState,
     Rules,
 )
 
 __all__ = ["kv_blocks_per_lane", "simulate_requests"]
 
 FIRST_ROWS = 4096
+
+_KEPT = (
+    "arrival_s", "admitted_s", "first_s", "finish_s", "arrival_step", "first_step", "last_step",
+    "preemptions",
+)  # fmt: skip
 
 
 def simulate_requests(deployment: Deployment, requests: Requests) -> Schedule:
@@ -126,27 +132,17 @@ def _most_tokens(rules: Rules, requests: Requests) -> int:
     return max(rules.budget, longest)
 
 
-def _request_state(requests: Requests) -> RequestState:
-    count = requests.count
-    prompt, output, cached = (
-        np.ascontiguousarray(values, np.int64)
-        for values in (requests.input_tokens, requests.output_tokens, requests.cached_tokens)
-    )
-
-    def whole(value: int) -> np.ndarray:
-        return np.full(count, value, np.int64)
-
-    def time() -> np.ndarray:
-        return np.full(count, np.nan)
-
-    return RequestState(
-        prompt=prompt, output=output, cached=cached, todo=prompt - cached, past=cached.copy(),
-        made=whole(0), base=whole(0), finish_clock=whole(0), group=whole(NOBODY),
-        run_before=whole(NOBODY), run_after=whole(NOBODY), end_before=whole(NOBODY),
-        end_after=whole(NOBODY), queue_after=whole(NOBODY), arrival_s=time(), admitted_s=time(),
-        first_s=time(), finish_s=time(), last_token_s=time(), sent_s=time(),
-        arrival_step=whole(-1), first_step=whole(-1), last_step=whole(-1), preemptions=whole(0),
-    )  # fmt: skip
+def _request_state(requests: Requests) -> np.ndarray:
+    state = np.zeros(requests.count, REQUEST)
+    state["prompt"], state["output"] = requests.input_tokens, requests.output_tokens
+    state["cached"] = state["past"] = requests.cached_tokens
+    state["todo"] = state["prompt"] - state["cached"]
+    for name in REQUEST.names or ():
+        if name.endswith(("_before", "_after", "_step")):
+            state[name] = NOBODY
+        elif name.endswith("_s"):
+            state[name] = np.nan
+    return state
 
 
 def _group_state(
@@ -154,22 +150,18 @@ def _group_state(
 ) -> GroupState:
     counts = [pool.workers * pool.lanes * pool.groups for pool, _ in pools]
     total = sum(counts)
-    block = max(rule.block for rule in rules)
-    ring = int(requests.output_tokens.max()) + 1
+    groups = np.zeros(total, GROUP)
+    for name in ("run_tail", "partial", "queue_head", "queue_tail"):
+        groups[name] = NOBODY
+    groups["share"] = np.repeat([rule.share_first for rule in rules], counts)
+    groups["last_decode_s"] = np.nan
     most = max(min(rule.max_sequences, requests.count) for rule in rules)
-
-    def whole(value: int = 0, width: int | None = None) -> np.ndarray:
-        return np.full(total if width is None else (total, width), value, np.int64)
-
     return GroupState(
-        clock=whole(), decode_steps=whole(), decoding=whole(), base_sum=whole(),
-        residues=whole(0, block), ends=whole(NOBODY, ring), running=whole(),
-        run_tail=whole(NOBODY), partial=whole(NOBODY), queue_head=whole(NOBODY),
-        queue_tail=whole(NOBODY), waiting=whole(), outstanding=whole(), held=whole(),
-        promised=whole(), share=np.repeat([rule.share_first for rule in rules], counts),
-        last_decode_s=np.full(total, np.nan), joined=whole(NOBODY, most), joined_count=whole(),
-        step_decoding=whole(), step_advance=whole(), step_chunk=whole(), step_chunks=whole(),
-    )  # fmt: skip
+        groups,
+        residues=np.zeros((total, max(rule.block for rule in rules)), np.int64),
+        ends=np.full((total, int(requests.output_tokens.max()) + 1), NOBODY, np.int64),
+        joined=np.full((total, most), NOBODY, np.int64),
+    )
 
 
 def _fleet(deployment: Deployment, pools: list[tuple[Pool, int]]) -> Fleet:
@@ -215,7 +207,7 @@ def _empty_log() -> Log:
     )
 
 
-def _schedule(log: Log, state: RequestState, requests: Requests, workers: int) -> Schedule:
+def _schedule(log: Log, state: np.ndarray, requests: Requests, workers: int) -> Schedule:
     steps = log.steps[: log.counts[STEPS]]
     times = log.times[: log.counts[STEPS]]
     chunks = log.chunks[: log.counts[CHUNKS]]
@@ -230,16 +222,9 @@ def _schedule(log: Log, state: RequestState, requests: Requests, workers: int) -
         chunk_last=chunks[:, 3] == 1,
         gap_s=log.gap_s[:gaps].copy(),
         gap_count=log.gap_count[:gaps].copy(),
-        input_tokens=state.prompt,
-        output_tokens=state.output,
-        arrival_s=state.arrival_s,
-        admitted_s=state.admitted_s,
-        first_s=state.first_s,
-        finish_s=state.finish_s,
-        arrival_step=state.arrival_step,
-        first_step=state.first_step,
-        last_step=state.last_step,
-        preemptions=state.preemptions,
+        input_tokens=state["prompt"].copy(),
+        output_tokens=state["output"].copy(),
+        **{name: state[name].copy() for name in _KEPT},
         closed=requests.concurrency > 0,
         workers=workers,
     )

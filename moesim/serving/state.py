@@ -12,14 +12,15 @@ __all__ = [
     "DECODE",
     "FINISHED",
     "GAPS",
+    "GROUP",
     "NOBODY",
     "PREFILL",
     "RELEASED",
+    "REQUEST",
     "STEPS",
     "Costs",
     "GroupState",
     "Log",
-    "RequestState",
     "Rules",
 ]
 
@@ -73,77 +74,88 @@ class Costs(NamedTuple):
     """[Q, P]."""
 
 
-class RequestState(NamedTuple):
-    """[N] each. Times are NaN, and links :data:`NOBODY`, where there is none yet."""
+REQUEST = np.dtype(
+    [
+        (name, np.int64)
+        for name in (
+            "prompt", "output", "cached", "todo", "past", "made", "base", "finish_clock", "group",
+            "run_before", "run_after", "end_before", "end_after", "queue_after", "arrival_step",
+            "first_step", "last_step", "preemptions",
+        )
+    ]
+    + [
+        (name, np.float64)
+        for name in (
+            "arrival_s", "admitted_s", "first_s", "finish_s", "last_token_s", "sent_s",
+        )
+    ]
+)  # fmt: skip
+"""A request. Times are NaN, and links :data:`NOBODY`, where there is none yet.
 
-    prompt: np.ndarray
-    output: np.ndarray
-    cached: np.ndarray
-    todo: np.ndarray
-    """Tokens still to prefill."""
-    past: np.ndarray
-    """Tokens with keys and values while prefilling."""
-    made: np.ndarray
-    """Tokens generated before the last prefill ended, its own included."""
-    base: np.ndarray
-    """Cached tokens minus the group's clock, while decoding."""
-    finish_clock: np.ndarray
-    group: np.ndarray
-    run_before: np.ndarray
-    run_after: np.ndarray
-    end_before: np.ndarray
-    end_after: np.ndarray
-    queue_after: np.ndarray
-    arrival_s: np.ndarray
-    admitted_s: np.ndarray
-    first_s: np.ndarray
-    finish_s: np.ndarray
-    last_token_s: np.ndarray
-    sent_s: np.ndarray
-    """When its keys and values are at the decode worker."""
-    arrival_step: np.ndarray
-    first_step: np.ndarray
-    last_step: np.ndarray
-    preemptions: np.ndarray
+prompt, output, cached
+    Tokens, as in :class:`~moesim.serving.requests.Requests`.
+todo, past
+    Tokens still to prefill, and tokens before them that have keys and values.
+made
+    Tokens generated when the last prefill ended, its own included.
+base
+    While decoding: cached tokens minus the group's clock.
+finish_clock
+    Of the group, when the last token is there.
+run_before and other links
+    Neighbours among the group's running requests in order of admission, among those that end at
+    the same clock, and in the queue.
+sent_s
+    When its keys and values are at the decode worker.
+"""
+
+GROUP = np.dtype(
+    [
+        (name, np.int64)
+        for name in (
+            "clock", "decode_steps", "decoding", "base_sum", "running", "run_tail", "partial",
+            "queue_head", "queue_tail", "waiting", "outstanding", "held", "promised",
+            "joined_count", "step_decoding", "step_advance", "step_chunk", "step_chunks",
+        )
+    ]
+    + [("share", np.float64), ("last_decode_s", np.float64)]
+)  # fmt: skip
+"""An attention group, of one lane of the pipeline, of one worker.
+
+All decoding sequences of a group advance together, so that one clock (tokens per sequence) serves
+all: where each stands and when it ends is a difference to the clock, and nothing needs to be done
+per sequence in a step.
+
+clock, decode_steps
+    Tokens that a sequence decoding from the start would have gained, and steps that it took.
+decoding, base_sum
+    Sequences, and the sum of their ``base``.
+running, run_tail, partial
+    Requests at work; the one admitted last; the one whose prompt is computed in part.
+queue_head, queue_tail, waiting, outstanding
+    The queue, and requests in queue and at work.
+held, promised
+    Blocks, and those that running requests will hold at their end.
+share
+    Of what running requests still grow by that is kept free.
+joined_count
+    Requests that began to decode since the last decode step.
+step_decoding and the like
+    Of the step under way: decoding sequences, tokens that each gains, rows in the log of chunks.
+"""
 
 
 class GroupState(NamedTuple):
-    """[G] each: an attention group, of one lane of the pipeline, of one worker.
+    """Groups, and what is more than a number of each."""
 
-    All decoding sequences of a group advance together, so that one clock (tokens per sequence)
-    serves all: where each stands and when it ends is a difference to the clock, and nothing needs
-    to be done per sequence in a step.
-    """
-
-    clock: np.ndarray
-    decode_steps: np.ndarray
-    decoding: np.ndarray
-    base_sum: np.ndarray
+    at: np.ndarray
+    """[G] of :data:`GROUP`."""
     residues: np.ndarray
     """[G, block] decoding sequences by ``base`` modulo block size."""
     ends: np.ndarray
     """[G, ring] first request that ends at that clock, modulo the ring's size."""
-    running: np.ndarray
-    run_tail: np.ndarray
-    partial: np.ndarray
-    queue_head: np.ndarray
-    queue_tail: np.ndarray
-    waiting: np.ndarray
-    outstanding: np.ndarray
-    held: np.ndarray
-    """Blocks."""
-    promised: np.ndarray
-    """Blocks that running requests will hold at their end."""
-    share: np.ndarray
-    last_decode_s: np.ndarray
     joined: np.ndarray
     """[G, most] requests that began to decode since the last decode step."""
-    joined_count: np.ndarray
-    step_decoding: np.ndarray
-    """Of the step under way: decoding sequences, tokens that each advances, chunks in the log."""
-    step_advance: np.ndarray
-    step_chunk: np.ndarray
-    step_chunks: np.ndarray
 
 
 class Log(NamedTuple):
