@@ -40,9 +40,10 @@ class Fleet(NamedTuple):
     turn: np.ndarray
     """[2] whose turn it is."""
     least_loaded: bool
-    send_token_s: float
-    send_request_s: float
-    send_latency_s: float
+    token_bytes: float
+    request_bytes: float
+    bytes_per_s: float
+    latency_s: float
     link_free_s: np.ndarray
     sent_head: np.ndarray
     sent_tail: np.ndarray
@@ -93,9 +94,9 @@ def _send(
     while chain != NOBODY:
         r, chain = chain, requests[chain].queue_after
         begin = max(now_s, fleet.link_free_s[w])
-        sending = requests[r].prompt * fleet.send_token_s + fleet.send_request_s
-        fleet.link_free_s[w] = begin + sending
-        requests[r].sent_s = fleet.link_free_s[w] + fleet.send_latency_s
+        sent_bytes = requests[r].prompt * fleet.token_bytes + fleet.request_bytes
+        fleet.link_free_s[w] = begin + sent_bytes / fleet.bytes_per_s
+        requests[r].sent_s = fleet.link_free_s[w] + fleet.latency_s
         requests[r].queue_after = NOBODY
         tail = fleet.sent_tail[w]
         if tail == NOBODY:
@@ -187,6 +188,12 @@ def _longer(rows: np.ndarray) -> np.ndarray:
 
 
 @compiled_part
+def _most_rows(rules: Rules, requests: int) -> int:
+    """Most chunks, or gaps between tokens, of a worker's step."""
+    return rules.lanes * rules.groups * (min(rules.max_sequences, requests) + 2)
+
+
+@compiled_part
 def _is_short(log: Log, rows: int) -> bool:
     return bool(
         log.counts[STEPS] + rows > log.steps.shape[0]
@@ -269,9 +276,7 @@ def run(
         The log, longer where it had to be.
     """
     total = requests.size
-    most = 0
-    for pool in (rules[0], rules[1]):
-        most = max(most, pool.lanes * pool.groups * (min(pool.max_sequences, total) + 2))
+    most = max(_most_rows(rules[0], total), _most_rows(rules[1], total))
     for _ in range(min(concurrency, total)):
         _arrive(fleet, requests, groups, log, 0.0, -1)
     now_s = 0.0

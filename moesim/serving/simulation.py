@@ -6,7 +6,7 @@ import numpy as np
 
 from moesim.errors import InfeasibleError
 from moesim.serving.costs import make_costs
-from moesim.serving.deployment import Deployment, Pool
+from moesim.serving.deployment import Deployment, Pool, Transfer
 from moesim.serving.loop import Fleet, run
 from moesim.serving.requests import Requests
 from moesim.serving.schedule import STEP_FIELDS, Schedule
@@ -176,8 +176,7 @@ def _fleet(deployment: Deployment, pools: list[tuple[Pool, int]]) -> Fleet:
         turns.append((own[None, :] + np.arange(per_worker)[:, None]).ravel())
         begin += per_worker * pool.workers
     workers = len(decodes)
-    transfer = deployment.transfer
-    per_byte_s = 0.0 if transfer is None else 1 / transfer.bytes_per_s
+    transfer = deployment.transfer or Transfer(0.0, 0.0, 1.0, 0.0)
     return Fleet(
         decodes=np.array(decodes, np.int64),
         first_group=np.concatenate(first).astype(np.int64),
@@ -185,9 +184,10 @@ def _fleet(deployment: Deployment, pools: list[tuple[Pool, int]]) -> Fleet:
         second=turns[-1].astype(np.int64),
         turn=np.zeros(2, np.int64),
         least_loaded=deployment.router == "least-loaded",
-        send_token_s=0.0 if transfer is None else transfer.bytes_per_token * per_byte_s,
-        send_request_s=0.0 if transfer is None else transfer.bytes_per_request * per_byte_s,
-        send_latency_s=0.0 if transfer is None else float(transfer.latency_s),
+        token_bytes=float(transfer.bytes_per_token),
+        request_bytes=float(transfer.bytes_per_request),
+        bytes_per_s=float(transfer.bytes_per_s),
+        latency_s=float(transfer.latency_s),
         link_free_s=np.zeros(workers),
         sent_head=np.full(workers, NOBODY, np.int64),
         sent_tail=np.full(workers, NOBODY, np.int64),
