@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from moesim.errors import UsageError
+from moesim.fitted_costs import Engine
 from moesim.hardware import near_names
 from moesim.schema import Document
 
@@ -29,6 +30,7 @@ class EnginePolicy(Document):
 
     Attributes:
         name: For the command line.
+        kernels: Whose kernels run.
         order: See :data:`Order`.
         token_budget: Most new tokens of a step (vLLM ``max_num_batched_tokens``, SGLang
             ``chunked_prefill_size``, TensorRT-LLM ``max_num_tokens``).
@@ -50,6 +52,7 @@ class EnginePolicy(Document):
     schema_id: ClassVar[str] = "moesim.engine-policy/1"
 
     name: str
+    kernels: Engine
     order: Order
     token_budget: int = Field(ge=1)
     max_sequences: int = Field(ge=1)
@@ -73,6 +76,7 @@ class EnginePolicy(Document):
 _LIST = (
     EnginePolicy(
         name="vllm",
+        kernels="vllm",
         order="mixed",
         token_budget=8192,
         max_sequences=1024,
@@ -87,6 +91,7 @@ _LIST = (
     ),
     EnginePolicy(
         name="sglang",
+        kernels="sglang",
         order="prefill-first",
         token_budget=8192,
         max_sequences=2048,
@@ -105,6 +110,7 @@ _LIST = (
     ),
     EnginePolicy(
         name="trtllm",
+        kernels="trtllm",
         order="mixed",
         token_budget=8192,
         max_sequences=2048,
@@ -122,6 +128,7 @@ _LIST = (
     ),
     EnginePolicy(
         name="trtllm-max-utilization",
+        kernels="trtllm",
         order="mixed",
         token_budget=8192,
         max_sequences=2048,
@@ -136,16 +143,51 @@ _LIST = (
 ENGINES = {policy.name: policy for policy in _LIST}
 
 
-def find_engine(name: str, **changes: object) -> EnginePolicy:
-    """A policy by name, with parts of it replaced where something is given.
+_GIB = 2**30
+
+
+def find_engine(
+    name: str, *, memory_bytes: float | None = None, groups: int = 1, **changes: object
+) -> EnginePolicy:
+    """A policy by name, as it is on such devices, with parts replaced where something is given.
+
+    Args:
+        name: One of :data:`ENGINES`.
+        memory_bytes: Of a device; between 70 and 160 GiB if left out.
+        groups: Attention groups of a replica.
+        **changes: Attributes of the policy; those that are None change nothing.
 
     Raises:
-        UsageError: If there is no such engine.
+        UsageError: If there is no such engine, or a change is out of range.
     """
     if name not in ENGINES:
         raise UsageError(
             f"--engine {name!r} is not known{near_names(name, list(ENGINES))}\n"
             f"fix: choose from {', '.join(ENGINES)}"
         )
+    policy = ENGINES[name]
+    usual = _by_device(policy, memory_bytes or 80 * _GIB, groups)
     given = {key: value for key, value in changes.items() if value is not None}
-    return EnginePolicy.model_validate(ENGINES[name].model_dump() | given)
+    try:
+        return EnginePolicy.model_validate(policy.model_dump() | usual | given)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        option = "--" + str(first["loc"][0]).replace("_", "-")
+        raise UsageError(
+            f"{option}: {str(first['msg']).lower()}; found {first['input']}\n"
+            f"fix: pass another {option}"
+        ) from error
+
+
+def _by_device(policy: EnginePolicy, memory_bytes: float, groups: int) -> dict[str, object]:
+    """Defaults that depend on the device or the layout."""
+    if policy.name == "vllm" and memory_bytes < 70 * _GIB:
+        return {"token_budget": 2048, "max_sequences": 256}
+    if policy.name != "sglang":
+        return {}
+    budget = policy.token_budget if memory_bytes < 160 * _GIB else 16384
+    if groups == 1:
+        return {"token_budget": budget}
+    # server_args.py _handle_data_parallelism: the chunk is divided, conservativeness times 0.3.
+    first, last = policy.growth_share
+    return {"token_budget": max(1, budget // groups), "growth_share": (0.3 * first, 0.3 * last)}

@@ -23,6 +23,7 @@ STEP_INTEGERS = (
 policies = st.builds(
     EnginePolicy,
     name=st.just("test"),
+    kernels=st.just("vllm"),
     order=st.sampled_from(["mixed", "prefill-first"]),
     token_budget=st.integers(4, 60),
     max_sequences=st.integers(1, 8),
