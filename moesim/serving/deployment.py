@@ -64,12 +64,12 @@ class Pool:
 class Transfer:
     """Keys and values on their way from a prefill to a decode worker.
 
-    A prefill worker sends one request after the other.
+    An attention group sends one request after the other.
 
     Attributes:
         bytes_per_token: Of all layers.
         bytes_per_request: Of states that do not grow.
-        bytes_per_s: That one prefill worker sends.
+        bytes_per_s: That one group sends.
         latency_s: Of each transfer.
     """
 

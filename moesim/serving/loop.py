@@ -26,6 +26,10 @@ from moesim.serving.state import (
 __all__ = ["Fleet", "run"]
 
 
+LONGER = 1 + 1e-9
+"""Of two groups, the second decides only if it takes longer by more than rounding errors."""
+
+
 class Fleet(NamedTuple):
     """Workers, and how requests and caches find them."""
 
@@ -47,7 +51,7 @@ class Fleet(NamedTuple):
     link_free_s: np.ndarray
     sent_head: np.ndarray
     sent_tail: np.ndarray
-    """[W] caches on their way, in the order of their arrival."""
+    """[G] caches that a group has sent, in the order of their arrival."""
     end_s: np.ndarray
     """[W] of the step under way; infinite when idle."""
     step: np.ndarray
@@ -82,10 +86,8 @@ def _arrive(
 
 
 @compiled_part
-def _send(
-    fleet: Fleet, requests: np.ndarray, groups: GroupState, w: int, leaving: int, now_s: float
-) -> None:
-    """Put caches on the link in the order in which their prompts were computed."""
+def _send(fleet: Fleet, requests: np.ndarray, g: int, leaving: int, now_s: float) -> None:
+    """Put caches on the group's link in the order in which their prompts were computed."""
     chain = NOBODY
     while leaving != NOBODY:  # the last comes first
         after = requests[leaving].queue_after
@@ -93,33 +95,32 @@ def _send(
         chain, leaving = leaving, after
     while chain != NOBODY:
         r, chain = chain, requests[chain].queue_after
-        begin = max(now_s, fleet.link_free_s[w])
+        begin = max(now_s, fleet.link_free_s[g])
         sent_bytes = requests[r].prompt * fleet.token_bytes + fleet.request_bytes
-        fleet.link_free_s[w] = begin + sent_bytes / fleet.bytes_per_s
-        requests[r].sent_s = fleet.link_free_s[w] + fleet.latency_s
+        fleet.link_free_s[g] = begin + sent_bytes / fleet.bytes_per_s
+        requests[r].sent_s = fleet.link_free_s[g] + fleet.latency_s
         requests[r].queue_after = NOBODY
-        tail = fleet.sent_tail[w]
+        tail = fleet.sent_tail[g]
         if tail == NOBODY:
-            fleet.sent_head[w] = r
+            fleet.sent_head[g] = r
         else:
             requests[tail].queue_after = r
-        fleet.sent_tail[w] = r
+        fleet.sent_tail[g] = r
 
 
 @compiled_part
-def _receive(fleet: Fleet, rules: Rules, requests: np.ndarray, groups: GroupState, w: int) -> None:
+def _receive(fleet: Fleet, rules: Rules, requests: np.ndarray, groups: GroupState, g: int) -> None:
     """A cache is there: the prefill worker forgets it, and a decode worker queues the request."""
-    r = fleet.sent_head[w]
-    fleet.sent_head[w] = requests[r].queue_after
-    if fleet.sent_head[w] == NOBODY:
-        fleet.sent_tail[w] = NOBODY
-    g = requests[r].group
+    r = fleet.sent_head[g]
+    fleet.sent_head[g] = requests[r].queue_after
+    if fleet.sent_head[g] == NOBODY:
+        fleet.sent_tail[g] = NOBODY
     groups.at[g].outstanding -= 1
     groups.at[g].held -= (requests[r].prompt + rules.block - 1) // rules.block
     requests[r].first_s = requests[r].last_token_s = requests[r].sent_s
-    g = _target(fleet, groups, 1)
-    groups.at[g].outstanding += 1
-    queue_back(requests, groups, g, r)
+    target = _target(fleet, groups, 1)
+    groups.at[target].outstanding += 1
+    queue_back(requests, groups, target, r)
 
 
 @compiled_part
@@ -152,7 +153,7 @@ def _price(
             sequences = max(sequences, decode + chunks.shape[0])
             context = groups.at[g].base_sum + decode * groups.at[g].clock if decode else 0
             taken_s = attention_s(costs, kind, decode, context, chunks)
-            if taken_s > slowest_s:
+            if taken_s > slowest_s * LONGER:
                 slowest_s, deciding, deciding_context = taken_s, g, context
             decoding += decode
             prefilled += new
@@ -163,7 +164,7 @@ def _price(
             continue
         step_s = slowest_s + costs.token_s[kind, tokens] + costs.sampled_s[kind, sampled]
         step_s += costs.sequence_s * sequences
-        if step_s > longest_s:
+        if step_s > longest_s * LONGER:
             longest_s = step_s
             step = log.steps[row]
             step[0], step[1], step[2] = w, kind, tokens
@@ -219,14 +220,14 @@ def _with_room(log: Log, rows: int) -> Log:
 
 @compiled_part
 def _next_sent(fleet: Fleet, requests: np.ndarray) -> int:
-    """The worker whose cache arrives next; :data:`NOBODY` if none is on its way."""
+    """The group whose cache arrives next; :data:`NOBODY` if none is on its way."""
     sender = NOBODY
-    for w in range(fleet.sent_head.size):
-        head = fleet.sent_head[w]
+    for g in range(fleet.sent_head.size):
+        head = fleet.sent_head[g]
         if head != NOBODY and (
             sender == NOBODY or requests[head].sent_s < requests[fleet.sent_head[sender]].sent_s
         ):
-            sender = w
+            sender = g
     return sender
 
 
@@ -325,7 +326,7 @@ def _end(
     for g in range(first, first + own.lanes * own.groups):
         leaving = end_group(own, requests, groups, log, g, step, now_s)
         if own.role == PREFILL:
-            _send(fleet, requests, groups, w, leaving, now_s)
+            _send(fleet, requests, g, leaving, now_s)
     if closed:
         for _ in range(log.counts[FINISHED] - finished):
             if log.counts[RELEASED] < requests.size:

@@ -54,13 +54,12 @@ def simulate_requests(deployment: Deployment, requests: Requests) -> Schedule:
         make_costs(pool, _most_tokens(rule, requests))
         for (pool, _), rule in zip(pools, rules, strict=True)
     )
-    pair = (0, -1)  # a deployment of one pool gives it twice
     state = _request_state(requests)
     arrivals = requests.arrival_s
     log = run(
         _fleet(deployment, pools),
-        (rules[pair[0]], rules[pair[1]]),
-        (costs[pair[0]], costs[pair[1]]),
+        (rules[0], rules[-1]),
+        (costs[0], costs[-1]),
         state,
         _group_state(pools, rules, requests),
         _empty_log(),
@@ -176,6 +175,7 @@ def _fleet(deployment: Deployment, pools: list[tuple[Pool, int]]) -> Fleet:
         turns.append((own[None, :] + np.arange(per_worker)[:, None]).ravel())
         begin += per_worker * pool.workers
     workers = len(decodes)
+    senders = turns[0].size if deployment.prefill is not None else 0
     transfer = deployment.transfer or Transfer(0.0, 0.0, 1.0, 0.0)
     return Fleet(
         decodes=np.array(decodes, np.int64),
@@ -188,9 +188,9 @@ def _fleet(deployment: Deployment, pools: list[tuple[Pool, int]]) -> Fleet:
         request_bytes=float(transfer.bytes_per_request),
         bytes_per_s=float(transfer.bytes_per_s),
         latency_s=float(transfer.latency_s),
-        link_free_s=np.zeros(workers),
-        sent_head=np.full(workers, NOBODY, np.int64),
-        sent_tail=np.full(workers, NOBODY, np.int64),
+        link_free_s=np.zeros(senders),
+        sent_head=np.full(senders, NOBODY, np.int64),
+        sent_tail=np.full(senders, NOBODY, np.int64),
         end_s=np.full(workers, np.inf),
         step=np.full(workers, -1, np.int64),
     )

@@ -45,6 +45,7 @@ class Group:
         self.queue = deque()
         self.running = []
         self.parked = []
+        self.link_free, self.sent = 0.0, deque()
         self.decode_steps = 0
         self.share = self.first_share
 
@@ -185,7 +186,7 @@ class Worker:
     def __init__(self, pool, role):
         self.pool, self.role = pool, role
         self.lanes = [[Group(pool, role) for _ in range(pool.groups)] for _ in range(pool.lanes)]
-        self.end, self.step, self.link_free, self.sent = inf, -1, 0.0, deque()
+        self.end, self.step = inf, -1
 
     @property
     def groups(self):
@@ -230,10 +231,11 @@ def lane_seconds(pool, lane):
                 attention(pool, group, kind),
             )
         )
-    tokens, sampled, sequences, attention_s = (max(column) for column in zip(*loads, strict=True))
+    tokens, sampled, sequences, _ = (max(column) for column in zip(*loads, strict=True))
     if not tokens:
         return None
-    deciding = [load[3] for load in loads].index(attention_s)
+    deciding = slowest([load[3] for load in loads])
+    attention_s = loads[deciding][3]
     computed = padded(pool, tokens) if kind == 0 else tokens
     seconds = attention_s + fit.step_host_s[kind] + fit.kernel_host_s * t.kernels[kind]
     for row, component in enumerate(t.components):
@@ -242,6 +244,15 @@ def lane_seconds(pool, lane):
         seconds += fit.weight("sampled")[kind] * line(t.tokens, t.sampled_s, sampled)
     seconds += fit.token_host_s * tokens + fit.sequence_host_s * sequences
     return seconds, kind, tokens, sampled, sequences, lane[deciding]
+
+
+def slowest(seconds):
+    """The first of those that differ by rounding errors alone."""
+    found = 0
+    for place, value in enumerate(seconds):
+        if value > seconds[found] * (1 + 1e-9):
+            found = place
+    return found
 
 
 def attention(pool, group, kind):
@@ -316,7 +327,9 @@ class Plain:
             if not closed and self.released < len(self.requests):
                 arrival = load.arrival_s[self.released]
             sender = min(
-                (w for w in self.workers if w.sent), key=lambda w: w.sent[0].sent, default=None
+                (g for w in self.workers for g in w.groups if g.sent),
+                key=lambda g: g.sent[0].sent,
+                default=None,
             )
             sent = sender.sent[0].sent if sender else inf
             ending = min(self.workers, key=lambda w: w.end)
@@ -341,7 +354,8 @@ class Plain:
         prices = [price for price in prices if price]
         if not prices:
             return
-        seconds, kind, tokens, sampled, sequences, group = max(prices, key=lambda price: price[0])
+        price = prices[slowest([price[0] for price in prices])]
+        seconds, kind, tokens, sampled, sequences, group = price
         own = seconds
         if len(self.steps) < len(self.durations):
             seconds = float(self.durations[len(self.steps)])
@@ -378,11 +392,11 @@ class Plain:
             ended += len(finished)
             for r in leaving:
                 transfer = self.deployment.transfer
-                begin = max(now, worker.link_free)
+                begin = max(now, group.link_free)
                 size = r.prompt * transfer.bytes_per_token + transfer.bytes_per_request
-                worker.link_free = begin + size / transfer.bytes_per_s
-                r.sent, r.source = worker.link_free + transfer.latency_s, group
-                worker.sent.append(r)
+                group.link_free = begin + size / transfer.bytes_per_s
+                r.sent, r.source = group.link_free + transfer.latency_s, group
+                group.sent.append(r)
         self.finished += ended
         if closed:
             for _ in range(ended):

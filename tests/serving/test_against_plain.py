@@ -96,7 +96,7 @@ def cases(draw):
 
 
 @given(cases())
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=300, deadline=None)
 def test_every_step_and_every_request_is_the_same(case):
     deployment, load = case
     fast = simulate_requests(deployment, load)
