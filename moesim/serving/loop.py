@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 
 from moesim.compiled import compiled, compiled_part
-from moesim.serving.batching import end_group, form_group, queue_back
+from moesim.serving.batching import end_group, form_group
 from moesim.serving.costs import attention_s
+from moesim.serving.fleet import (
+    Fleet,
+    arrive,
+    arrive_together,
+    next_end,
+    next_sent,
+    receive,
+    send,
+)
 from moesim.serving.state import (
     CHUNKS,
     FINISHED,
@@ -23,104 +30,10 @@ from moesim.serving.state import (
     Rules,
 )
 
-__all__ = ["Fleet", "run"]
-
+__all__ = ["run"]
 
 LONGER = 1 + 1e-9
 """Of two groups, the second decides only if it takes longer by more than rounding errors."""
-
-
-class Fleet(NamedTuple):
-    """Workers, and how requests and caches find them."""
-
-    decodes: np.ndarray
-    """[W] 1 for workers of the second pool."""
-    first_group: np.ndarray
-    """[W] of its groups."""
-    entry: np.ndarray
-    """Groups to which requests come, in the order of their turn."""
-    second: np.ndarray
-    """Groups to which caches go."""
-    turn: np.ndarray
-    """[2] whose turn it is."""
-    least_loaded: bool
-    token_bytes: float
-    request_bytes: float
-    bytes_per_s: float
-    latency_s: float
-    link_free_s: np.ndarray
-    sent_head: np.ndarray
-    sent_tail: np.ndarray
-    """[G] caches that a group has sent, in the order of their arrival."""
-    end_s: np.ndarray
-    """[W] of the step under way; infinite when idle."""
-    step: np.ndarray
-    """[W] its row in the log."""
-
-
-@compiled_part
-def _target(fleet: Fleet, groups: GroupState, second: int) -> int:
-    choices = fleet.second if second else fleet.entry
-    if not fleet.least_loaded:
-        turn = fleet.turn[second]
-        fleet.turn[second] = (turn + 1) % choices.size
-        return int(choices[turn])
-    best = choices[0]
-    for g in choices:
-        if groups.at[g].outstanding < groups.at[best].outstanding:
-            best = g
-    return int(best)
-
-
-@compiled_part
-def _arrive(
-    fleet: Fleet, requests: np.ndarray, groups: GroupState, log: Log, now_s: float, step: int
-) -> None:
-    """The next request comes."""
-    r = log.counts[RELEASED]
-    log.counts[RELEASED] += 1
-    g = _target(fleet, groups, 0)
-    requests[r].arrival_s, requests[r].arrival_step = now_s, step
-    groups.at[g].outstanding += 1
-    queue_back(requests, groups, g, r)
-
-
-@compiled_part
-def _send(fleet: Fleet, requests: np.ndarray, g: int, leaving: int, now_s: float) -> None:
-    """Put caches on the group's link in the order in which their prompts were computed."""
-    chain = NOBODY
-    while leaving != NOBODY:  # the last comes first
-        after = requests[leaving].queue_after
-        requests[leaving].queue_after = chain
-        chain, leaving = leaving, after
-    while chain != NOBODY:
-        r, chain = chain, requests[chain].queue_after
-        begin = max(now_s, fleet.link_free_s[g])
-        sent_bytes = requests[r].prompt * fleet.token_bytes + fleet.request_bytes
-        fleet.link_free_s[g] = begin + sent_bytes / fleet.bytes_per_s
-        requests[r].sent_s = fleet.link_free_s[g] + fleet.latency_s
-        requests[r].queue_after = NOBODY
-        tail = fleet.sent_tail[g]
-        if tail == NOBODY:
-            fleet.sent_head[g] = r
-        else:
-            requests[tail].queue_after = r
-        fleet.sent_tail[g] = r
-
-
-@compiled_part
-def _receive(fleet: Fleet, rules: Rules, requests: np.ndarray, groups: GroupState, g: int) -> None:
-    """A cache is there: the prefill worker forgets it, and a decode worker queues the request."""
-    r = fleet.sent_head[g]
-    fleet.sent_head[g] = requests[r].queue_after
-    if fleet.sent_head[g] == NOBODY:
-        fleet.sent_tail[g] = NOBODY
-    groups.at[g].outstanding -= 1
-    groups.at[g].held -= (requests[r].prompt + rules.block - 1) // rules.block
-    requests[r].first_s = requests[r].last_token_s = requests[r].sent_s
-    target = _target(fleet, groups, 1)
-    groups.at[target].outstanding += 1
-    queue_back(requests, groups, target, r)
 
 
 @compiled_part
@@ -129,7 +42,7 @@ def _price(
 ) -> None:
     """Write down the step that the groups have formed, if there is anything to do."""
     row = log.counts[STEPS]
-    first = fleet.first_group[w]
+    first = fleet.workers[w].first_group
     longest_s = -1.0
     decoding, prefilled, running, waiting, held = 0, 0, 0, 0, 0
     for lane in range(rules.lanes):
@@ -177,7 +90,7 @@ def _price(
     step[9], step[10] = decoding, prefilled
     step[11], step[12], step[13] = running, waiting, held
     log.times[row, 0], log.times[row, 1] = now_s, longest_s
-    fleet.end_s[w], fleet.step[w] = now_s + longest_s, row
+    fleet.workers[w].end_s, fleet.workers[w].step = now_s + longest_s, row
     log.counts[STEPS] += 1
 
 
@@ -219,23 +132,10 @@ def _with_room(log: Log, rows: int) -> Log:
 
 
 @compiled_part
-def _next_sent(fleet: Fleet, requests: np.ndarray) -> int:
-    """The group whose cache arrives next; :data:`NOBODY` if none is on its way."""
-    sender = NOBODY
-    for g in range(fleet.sent_head.size):
-        head = fleet.sent_head[g]
-        if head != NOBODY and (
-            sender == NOBODY or requests[head].sent_s < requests[fleet.sent_head[sender]].sent_s
-        ):
-            sender = g
-    return sender
-
-
-@compiled_part
 def _start(
     fleet: Fleet,
-    rules: tuple[Rules, Rules],
-    costs: tuple[Costs, Costs],
+    rules: Rules,
+    costs: Costs,
     requests: np.ndarray,
     groups: GroupState,
     log: Log,
@@ -243,11 +143,10 @@ def _start(
     now_s: float,
 ) -> None:
     """An idle worker looks for something to do."""
-    own, price = (rules[1], costs[1]) if fleet.decodes[w] else (rules[0], costs[0])
-    first = fleet.first_group[w]
-    for g in range(first, first + own.lanes * own.groups):
-        form_group(own, requests, groups, log, g, now_s)
-    _price(fleet, own, price, groups, log, w, now_s)
+    first = fleet.workers[w].first_group
+    for g in range(first, first + rules.lanes * rules.groups):
+        form_group(rules, requests, groups, log, g, now_s)
+    _price(fleet, rules, costs, groups, log, w, now_s)
 
 
 @compiled
@@ -279,27 +178,29 @@ def run(
     total = requests.size
     most = max(_most_rows(rules[0], total), _most_rows(rules[1], total))
     for _ in range(min(concurrency, total)):
-        _arrive(fleet, requests, groups, log, 0.0, -1)
+        arrive(fleet, requests, groups, log, 0.0, -1)
     now_s = 0.0
     while log.counts[FINISHED] < total:
-        for w in range(fleet.end_s.size):
-            if fleet.end_s[w] == np.inf:
+        for w in range(fleet.workers.size):
+            if fleet.workers[w].end_s == np.inf:
                 if _is_short(log, most):
                     log = _with_room(log, most)
-                _start(fleet, rules, costs, requests, groups, log, w, now_s)
+                if fleet.workers[w].decodes:
+                    _start(fleet, rules[1], costs[1], requests, groups, log, w, now_s)
+                else:
+                    _start(fleet, rules[0], costs[0], requests, groups, log, w, now_s)
         arrival_s = np.inf
         if concurrency == 0 and log.counts[RELEASED] < total:
             arrival_s = arrivals[log.counts[RELEASED]]
-        sender, ending = _next_sent(fleet, requests), int(np.argmin(fleet.end_s))
-        sent_s = np.inf if sender == NOBODY else requests[fleet.sent_head[sender]].sent_s
-        now_s = min(arrival_s, sent_s, fleet.end_s[ending])
+        sender, ending = next_sent(fleet, requests), next_end(fleet)
+        sent_s = np.inf if sender == NOBODY else requests[fleet.links[sender].head].sent_s
+        now_s = min(arrival_s, sent_s, fleet.workers[ending].end_s)
         if now_s == np.inf:
             break  # nothing can happen any more: the caller sees that requests are missing
         if arrival_s == now_s:
-            while log.counts[RELEASED] < total and arrivals[log.counts[RELEASED]] == now_s:
-                _arrive(fleet, requests, groups, log, now_s, -1)
+            arrive_together(fleet, requests, groups, log, arrivals)
         elif sent_s == now_s:
-            _receive(fleet, rules[0], requests, groups, sender)
+            receive(fleet, rules[0], requests, groups, sender)
         else:
             if _is_short(log, most):
                 log = _with_room(log, most)
@@ -318,16 +219,16 @@ def _end(
     closed: bool,
 ) -> None:
     """A worker's step ends; in a closed loop as many requests come as have ended."""
-    now_s, step = fleet.end_s[w], fleet.step[w]
-    fleet.end_s[w] = np.inf
-    own = rules[1] if fleet.decodes[w] else rules[0]
-    first = fleet.first_group[w]
+    now_s, step = fleet.workers[w].end_s, fleet.workers[w].step
+    fleet.workers[w].end_s = np.inf
+    own = rules[1] if fleet.workers[w].decodes else rules[0]
+    first = fleet.workers[w].first_group
     finished = log.counts[FINISHED]
     for g in range(first, first + own.lanes * own.groups):
         leaving = end_group(own, requests, groups, log, g, step, now_s)
         if own.role == PREFILL:
-            _send(fleet, requests, g, leaving, now_s)
+            send(fleet, requests, g, leaving, now_s)
     if closed:
         for _ in range(log.counts[FINISHED] - finished):
             if log.counts[RELEASED] < requests.size:
-                _arrive(fleet, requests, groups, log, now_s, step)
+                arrive(fleet, requests, groups, log, now_s, step)

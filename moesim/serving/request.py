@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -169,7 +170,7 @@ class ServingRequest:
     router: Router = "least-loaded"
     transfer: str | None = None
     engine: str = "sglang"
-    policy: dict[str, object] = field(default_factory=dict)
+    policy: Mapping[str, object] = field(default_factory=dict)
     draft_tokens: int = 0
     acceptance: float = 0.0
     cost: CostModel = "fitted"

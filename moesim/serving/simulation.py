@@ -7,7 +7,8 @@ import numpy as np
 from moesim.errors import InfeasibleError
 from moesim.serving.costs import make_costs
 from moesim.serving.deployment import Deployment, Pool, Transfer
-from moesim.serving.loop import Fleet, run
+from moesim.serving.fleet import LINK, WORKER, Fleet
+from moesim.serving.loop import run
 from moesim.serving.requests import Requests
 from moesim.serving.schedule import STEP_FIELDS, Schedule
 from moesim.serving.state import (
@@ -174,12 +175,15 @@ def _fleet(deployment: Deployment, pools: list[tuple[Pool, int]]) -> Fleet:
         # Requests go to every worker in turn, then to the second group of each.
         turns.append((own[None, :] + np.arange(per_worker)[:, None]).ravel())
         begin += per_worker * pool.workers
-    workers = len(decodes)
-    senders = turns[0].size if deployment.prefill is not None else 0
     transfer = deployment.transfer or Transfer(0.0, 0.0, 1.0, 0.0)
+    workers = np.zeros(len(decodes), WORKER)
+    workers["decodes"], workers["first_group"] = decodes, np.concatenate(first)
+    workers["end_s"] = np.inf
+    links = np.zeros(turns[0].size if deployment.prefill is not None else 0, LINK)
+    links["head"] = links["tail"] = NOBODY
     return Fleet(
-        decodes=np.array(decodes, np.int64),
-        first_group=np.concatenate(first).astype(np.int64),
+        workers,
+        links,
         entry=turns[0].astype(np.int64),
         second=turns[-1].astype(np.int64),
         turn=np.zeros(2, np.int64),
@@ -188,11 +192,6 @@ def _fleet(deployment: Deployment, pools: list[tuple[Pool, int]]) -> Fleet:
         request_bytes=float(transfer.bytes_per_request),
         bytes_per_s=float(transfer.bytes_per_s),
         latency_s=float(transfer.latency_s),
-        link_free_s=np.zeros(senders),
-        sent_head=np.full(senders, NOBODY, np.int64),
-        sent_tail=np.full(senders, NOBODY, np.int64),
-        end_s=np.full(workers, np.inf),
-        step=np.full(workers, -1, np.int64),
     )
 
 
