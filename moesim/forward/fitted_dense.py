@@ -87,24 +87,32 @@ def _sizes(work: GemmWork) -> tuple[int, int, int, int]:
 
 
 def price_attention(ops: Sequence[Op], machine: Machine) -> list[Price | None]:
-    """Prices of all attention calls."""
-    return [_attention(op.work, machine) for op in ops if isinstance(op.work, AttentionWork)]
-
-
-def _attention(work: AttentionWork, machine: Machine) -> Price | None:
-    try:
-        fit = _attention_fit(work, machine)
-    except InputError:
-        return None
-    coefficients = fit.attention if hasattr(fit, "attention") else fit.coefficients
-    shape = AttentionShape(
-        work.key_dim,
-        work.value_dim,
-        ELEMENT_BYTES[work.dtype],
-        work.cache_elements * ELEMENT_BYTES[work.kv_dtype],
-    )
-    seconds = attention_seconds(_calls(work), shape, coefficients, fit.processor)
-    return prices_of(fit.estimate(seconds), fit)[0]
+    """Prices of all attention calls; those of one kernel and head go through it together."""
+    groups: dict[tuple[int, AttentionShape], list[int]] = defaultdict(list)
+    works = [op.work for op in ops if isinstance(op.work, AttentionWork)]
+    fits: dict[int, Any] = {}
+    for place, work in enumerate(works):
+        try:
+            fit = _attention_fit(work, machine)
+        except InputError:
+            continue
+        fits[id(fit)] = fit
+        shape = AttentionShape(
+            work.key_dim,
+            work.value_dim,
+            ELEMENT_BYTES[work.dtype],
+            work.cache_elements * ELEMENT_BYTES[work.kv_dtype],
+        )
+        groups[id(fit), shape].append(place)
+    prices: list[Price | None] = [None] * len(works)
+    for (key, shape), places in groups.items():
+        fit = fits[key]
+        coefficients = fit.attention if hasattr(fit, "attention") else fit.coefficients
+        calls = _calls([works[place] for place in places])
+        seconds = attention_seconds(calls, shape, coefficients, fit.processor)
+        for place, price in zip(places, prices_of(fit.estimate(seconds), fit), strict=True):
+            prices[place] = price
+    return prices
 
 
 def _attention_fit(work: AttentionWork, machine: Machine) -> Any:
@@ -143,12 +151,16 @@ def price_moves(ops: Sequence[Op], machine: Machine) -> list[Price | None]:
     return prices_of(replace(found, lo_s=times.min(axis=0), hi_s=times.max(axis=0)), fit)
 
 
-def _calls(work: AttentionWork) -> AttentionCalls:
-    """The call as the kernel's model takes it; compressed entries count as tokens."""
+def _calls(works: Sequence[AttentionWork]) -> AttentionCalls:
+    """The calls as the kernel's model takes them."""
+    return AttentionCalls(*np.array([_call(work) for work in works]).T)
+
+
+def _call(work: AttentionWork) -> tuple[int, ...]:
+    """Sizes of a call; compressed entries count as tokens."""
     past, window = work.past_tokens, work.window_tokens
     if work.stride > 1:
         # A query sees as many entries as on average, however its own tokens are pressed.
         window = max(1, round(work.pairs / work.query_tokens))
         past = max(past // work.stride, window)
-    values = (work.sequences, work.query_tokens, past, work.heads, work.kv_heads, window)
-    return AttentionCalls(*(np.array([value]) for value in values))
+    return work.sequences, work.query_tokens, past, work.heads, work.kv_heads, window

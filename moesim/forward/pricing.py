@@ -17,7 +17,7 @@ from moesim.forward.price import Price
 from moesim.forward.roofline import compute_s, memory_s, roofline_price
 from moesim.forward.work import CollectiveWork, ExpertWork, Op, OperatorName, TransferWork
 
-__all__ = ["PricedOp", "price_ops"]
+__all__ = ["PricedOp", "find_prices", "price_ops"]
 
 Pricer = Callable[[Sequence[Op], Machine], "list[Price | None]"]
 """Prices of calls of one operator; None where nothing was fitted for a call."""
@@ -55,6 +55,14 @@ class PricedOp:
 
 def price_ops(ops: Sequence[Op], machine: Machine) -> list[PricedOp]:
     """Price every call, in order."""
+    return [
+        PricedOp(op, price, _bound(op, price.time_s, machine))
+        for op, price in zip(ops, find_prices(ops, machine), strict=True)
+    ]
+
+
+def find_prices(ops: Sequence[Op], machine: Machine) -> list[Price]:
+    """Price of every call, in order; those of one operator, of any number of steps, together."""
     prices: list[Price | None] = [None] * len(ops)
     if machine.cost == "fitted" and takes_fitted_kernels(machine.device):
         for operator, pricer in FITTED.items():
@@ -63,14 +71,7 @@ def price_ops(ops: Sequence[Op], machine: Machine) -> list[PricedOp]:
                 found = pricer([ops[index] for index in places], machine)
                 for index, price in zip(places, found, strict=True):
                     prices[index] = price
-    return [
-        _priced(op, price or roofline_price(op, machine), machine)
-        for op, price in zip(ops, prices, strict=True)
-    ]
-
-
-def _priced(op: Op, price: Price, machine: Machine) -> PricedOp:
-    return PricedOp(op, price, _bound(op, price.time_s, machine))
+    return [price or roofline_price(op, machine) for op, price in zip(ops, prices, strict=True)]
 
 
 def _bound(op: Op, time_s: float, machine: Machine) -> str:
