@@ -32,9 +32,10 @@ def list_models(
     quiet: QuietOption = False,
 ) -> None:
     """List the models that ship with moesim."""
-    from moesim.model import load_model, model_names
+    from moesim.model import dense_model_names, load_model, model_names
 
-    models = [load_model(name) for name in model_names()]
+    names = (*model_names(), *dense_model_names())
+    models = [load_model(name, dense=True) for name in names]
     keys = ("name", "architecture", "experts", "top_k", "expert_bits", "source", "note")
     rows = [
         {key: getattr(model, key) for key in keys}
@@ -67,7 +68,7 @@ def show(
     """Show one model: dimensions, experts, parameters, quantisation."""
     from moesim.model import load_model
 
-    model = load_model(name_or_file)
+    model = load_model(name_or_file, dense=True)
     data = {**model.summary(), "ok": True}
     Console(as_json=as_json, quiet=quiet, out=out).result(data, _text(model))
 

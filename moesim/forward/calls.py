@@ -94,7 +94,8 @@ def _ops(shape: StepShape) -> Iterator[Op]:
             yield Op(f"{kind}.{name}", work, count)
     if model.dense_layers:
         yield from _block("dense", shape, _mlp(shape, model.dense_width), len(model.dense_layers))
-    yield from _moe(shape)
+    if model.moe_layers:
+        yield from _moe(shape)
     stages = layout.pp - 1
     if stages:
         passed = rows / layout.tp * hidden * OUTPUT_BYTES

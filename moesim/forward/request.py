@@ -88,7 +88,7 @@ def run_request(request: StepRequest) -> ForwardStep:
         InfeasibleError: If a device's memory does not hold the step.
     """
     _check(request)
-    model = load_model(request.model)
+    model = load_model(request.model, dense=True)
     machine = _machine(request)
     cluster = machine.cluster
     spans = cluster.device.scale_up is not None and cluster.device.scale_up.spans_nodes

@@ -91,7 +91,9 @@ def simulate_step(
         InfeasibleError: If a device's memory does not hold the step.
     """
     own = load.busiest(layout.pp)
-    if isinstance(routing, Distribution):
+    if not model.moe_layers:
+        slots = np.zeros((1, layout.ep, 0))
+    elif isinstance(routing, Distribution):
         tokens = own.busiest(layout.dp).tokens * layout.dp
         slots = draw_slot_tokens(routing, tokens, model.top_k, model.experts, layout.ep, seed)
     else:

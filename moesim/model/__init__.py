@@ -9,7 +9,7 @@ from moesim.model.mixers import (
     Mixer,
     Recurrence,
 )
-from moesim.model.registry import load_model, model_names
+from moesim.model.registry import dense_model_names, load_model, model_names
 from moesim.model.spec import ModelSpec, Parameters, Quantisation
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "Parameters",
     "Quantisation",
     "Recurrence",
+    "dense_model_names",
     "load_model",
     "model_names",
     "parse_hf_config",

@@ -62,6 +62,7 @@ class Family:
         latent: Name of the width that experts work in, if not the hidden size.
         tied: Whether the embedding is also the output head where the configuration is silent.
         groups_are_top_k: A token takes one expert from each of top-k groups (Pangu).
+        dense: No layer has experts; such models can be served, and have nothing to place.
     """
 
     mixers: Callable[[Fields, int], Mixers]
@@ -79,6 +80,7 @@ class Family:
     latent: tuple[str, ...] = ()
     tied: bool = False
     groups_are_top_k: bool = False
+    dense: bool = False
 
 
 def counted_shared(fields: Fields, expert_width: int) -> Shared:
@@ -187,6 +189,8 @@ GROK = Family(mixers=_gqa(AttentionStyle()), expert_width=PLAIN, norms=4, tied=T
 GRANITE = Family(mixers=_gqa(AttentionStyle(bias="by-field")), expert_width=PLAIN)
 
 FAMILIES: dict[str, Family] = {
+    "llama": Family(mixers=_gqa(AttentionStyle(bias="by-field")), dense=True),
+    "qwen3": Family(mixers=QWEN3.mixers, dense=True),
     "mixtral": Family(mixers=_gqa(AttentionStyle()), expert_width=PLAIN),
     "qwen2_moe": Family(
         mixers=lambda fields, layers: grouped_query_attention(

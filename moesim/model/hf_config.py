@@ -157,6 +157,8 @@ def _no_experts(fields: Fields, seen: str | None) -> InputError:
 
 
 def _read(outer: Fields, fields: Fields, family: Family, name: str) -> ModelSpec:
+    if family.dense:
+        return _read_dense(outer, fields, family, name)
     if not fields.has(*EXPERTS):
         raise _no_experts(fields, fields.text("model_type"))
     experts = fields.size(*EXPERTS, minimum=0, maximum=65535, what="number of routed experts")
@@ -211,6 +213,33 @@ def _read(outer: Fields, fields: Fields, family: Family, name: str) -> ModelSpec
         mixers=family.mixers(fields, layers),
         other_parameters=other,
         mtp_layers=_mtp_layers(fields),
+        quantisation=quantisation,
+        activation_bits=activation_bits(stored, quantisation),
+    )
+
+
+def _read_dense(outer: Fields, fields: Fields, family: Family, name: str) -> ModelSpec:
+    layers, hidden = _layer_count(fields, family), fields.size("hidden_size")
+    stored = _quantised(outer, fields)
+    width = fields.size(*family.dense_width, what="width of dense layers")
+    quantisation = read_quantisation(stored, hidden, width)
+    return ModelSpec(
+        name=name,
+        architecture=_architecture(outer, fields),
+        source=outer.text("_source") or str(outer.file or "not stated"),
+        note=outer.text("_note"),
+        layers=layers,
+        hidden_size=hidden,
+        vocabulary_size=fields.size("vocab_size", maximum=2**27),
+        tied_embeddings=_tied(outer, fields, family),
+        moe_layers=(),
+        experts=0,
+        top_k=0,
+        expert_width=0,
+        dense_layers=tuple(range(layers)),
+        dense_width=width,
+        mixers=family.mixers(fields, layers),
+        other_parameters=hidden * (family.norms * layers + family.final_norms),
         quantisation=quantisation,
         activation_bits=activation_bits(stored, quantisation),
     )

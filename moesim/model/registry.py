@@ -13,7 +13,7 @@ from moesim.model.hf_config import parse_hf_config
 from moesim.model.spec import ModelSpec
 from moesim.safe_io import parse_json, read_text, read_yaml
 
-__all__ = ["load_model", "model_names"]
+__all__ = ["dense_model_names", "load_model", "model_names"]
 
 DERIVED = frozenset(
     {
@@ -33,24 +33,47 @@ DERIVED = frozenset(
 
 
 def model_names() -> list[str]:
-    """Names of the models that ship with moesim, sorted."""
-    folder = resources.files("moesim") / "models"
-    names = (entry.name for entry in folder.iterdir())
+    """Names of the Mixture-of-Experts models that ship with moesim, sorted."""
+    return _names("models")
+
+
+def dense_model_names() -> list[str]:
+    """Names of the dense models that ship with moesim, sorted."""
+    return _names("models/dense")
+
+
+def _names(folder: str) -> list[str]:
+    names = (entry.name for entry in (resources.files("moesim") / folder).iterdir())
     return sorted(name.removesuffix(".json") for name in names if name.endswith(".json"))
 
 
-def load_model(name_or_path: str | Path) -> ModelSpec:
+def load_model(name_or_path: str | Path, *, dense: bool = False) -> ModelSpec:
     """A model by name, by Hugging Face id, or from a file.
 
     Args:
         name_or_path: A name out of :func:`model_names` in any case, the Hugging Face id of one of
             them (``deepseek-ai/DeepSeek-V3``), a ``config.json``, a folder that holds one, or a
             ``moesim.model/1`` document (JSON or YAML). A path that exists comes first.
+        dense: Whether a model without experts will do.
 
     Raises:
         UsageError: If there is neither such a model nor such a file.
         InputError: If the file cannot be used, naming file and field.
     """
+    model = _load(name_or_path)
+    if not (model.moe_layers or dense):
+        raise InputError(
+            "a dense model: it has no experts to place",
+            field="moe_layers",
+            found=model.name,
+            allowed="Mixture-of-Experts models (`moesim model list`)",
+            fix="name a Mixture-of-Experts model; dense ones can be simulated and sized: "
+            "`moesim simulate step`, `moesim simulate serving`, `moesim capacity`",
+        )
+    return model
+
+
+def _load(name_or_path: str | Path) -> ModelSpec:
     path = Path(name_or_path)
     text = str(name_or_path)
     if "\0" in text:
@@ -82,7 +105,7 @@ def _exists(path: Path) -> bool:
 def _ids() -> dict[str, str]:
     """Names and Hugging Face ids in lower case → name."""
     result = {}
-    for name in model_names():
+    for name in (*model_names(), *dense_model_names()):
         result[name.casefold()] = name
         for alias in _shipped_content(name).get("_ids", []):
             result[alias.casefold()] = name
@@ -90,7 +113,10 @@ def _ids() -> dict[str, str]:
 
 
 def _shipped_content(name: str) -> dict[str, Any]:
-    text = (resources.files("moesim") / "models" / f"{name}.json").read_text("utf-8")
+    folder = resources.files("moesim") / (
+        "models/dense" if name in dense_model_names() else "models"
+    )
+    text = (folder / f"{name}.json").read_text("utf-8")
     content: dict[str, Any] = parse_json(text, file=f"models/{name}.json")
     return content
 

@@ -71,7 +71,7 @@ class Parameters(Document):
 
 
 class ModelSpec(Document):
-    """A Mixture-of-Experts model.
+    """A Mixture-of-Experts model, or a dense one to compare it with.
 
     Layers are counted as the model's configuration counts them. A layer has a mixer and an MLP in
     most architectures, one of the two in some (Nemotron-H), so MoE layers, dense layers and mixer
@@ -92,11 +92,12 @@ class ModelSpec(Document):
     vocabulary_size: Size
     tied_embeddings: StrictBool = False
 
-    moe_layers: Layers = Field(min_length=1)
-    experts: Annotated[StrictInt, Field(ge=2, le=65535)]
+    moe_layers: Layers
+    """None in a dense model, whose experts, top-k and expert width are 0 too."""
+    experts: Annotated[StrictInt, Field(ge=0, le=65535)]
     """Routed experts per MoE layer."""
-    top_k: Size
-    expert_width: Size
+    top_k: Annotated[StrictInt, Field(ge=0, le=65535)]
+    expert_width: Annotated[StrictInt, Field(ge=0, le=2**24)]
     """Inner width of one routed expert."""
     expert_matrices: Annotated[StrictInt, Field(ge=2, le=3)] = 3
     """3 when gated (gate, up, down), 2 when plain."""
@@ -147,8 +148,21 @@ class ModelSpec(Document):
                 found=f"{self.shared_experts} shared experts of total width "
                 f"{self.shared_expert_width}",
             )
-        self._check_routing()
+        self._check_experts()
+        if self.moe_layers:
+            self._check_routing()
         return self
+
+    def _check_experts(self) -> None:
+        for field, least in (("experts", 2), ("top_k", 1), ("expert_width", 1)):
+            found, dense = getattr(self, field), not self.moe_layers
+            if found != 0 if dense else found < least:
+                raise InputError(
+                    "contradicts moe_layers",
+                    field=field,
+                    found=f"{found} with {len(self.moe_layers)} MoE layers",
+                    allowed="0 in a dense model" if dense else f"at least {least}",
+                )
 
     def _check_routing(self) -> None:
         if self.top_k > self.experts:

@@ -11,7 +11,7 @@ from importlib import resources
 import pytest
 import torch
 
-from moesim.model import load_model, model_names, parse_hf_config
+from moesim.model import dense_model_names, load_model, model_names, parse_hf_config
 
 UNSUPPORTED = {
     "grok-1": "transformers has no Grok",
@@ -56,6 +56,12 @@ def test_total_is_exact(name):
     assert sum(p.numel() for n, p in model.named_parameters() if ".experts." in n) == (
         spec.parameters.routed_experts
     )
+
+
+@pytest.mark.parametrize("name", dense_model_names())
+def test_total_of_a_dense_model_is_exact(name):
+    model = build(content(f"dense/{name}"))
+    assert load_model(name, dense=True).total_parameters == count(model)
 
 
 def test_every_exception_is_a_shipped_model():

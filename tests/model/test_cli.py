@@ -8,7 +8,7 @@ import pytest
 
 from moesim.cli.app import app
 from moesim.cli.console import run
-from moesim.model import load_model, model_names
+from moesim.model import dense_model_names, load_model, model_names
 
 from .test_specs import MIXTRAL
 
@@ -36,7 +36,7 @@ def test_show_text(capsys):
     assert "recorded from a small real Mixture-of-Experts model" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", model_names())
+@pytest.mark.parametrize("name", [*model_names(), *dense_model_names()])
 def test_every_model_can_be_shown(name, capsys):
     assert run(app, ["model", "show", name]) == 0
     assert "per token" in capsys.readouterr().out
@@ -47,7 +47,7 @@ def test_list(capsys):
     assert "deepseek-v3 " in capsys.readouterr().out
     assert run(app, ["model", "list", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
-    assert [row["name"] for row in listed["models"]] == model_names()
+    assert [row["name"] for row in listed["models"]] == [*model_names(), *dense_model_names()]
 
 
 def test_errors(capsys, tmp_path):

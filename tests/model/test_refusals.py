@@ -5,7 +5,7 @@ import json
 import pytest
 
 from moesim.errors import InputError, UsageError
-from moesim.model import ModelSpec, load_model, parse_hf_config
+from moesim.model import ModelSpec, dense_model_names, load_model, parse_hf_config
 
 from .test_specs import MIXTRAL
 
@@ -141,8 +141,17 @@ def test_unknown_architecture_says_what_is_missing(tmp_path):
 
 
 def test_dense_models_are_named_so(tmp_path):
-    llama = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 10}
-    assert "dense model" in str(refuse(llama, {}, tmp_path))
+    plain = {"model_type": "gpt2", "hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 10}
+    assert "dense model" in str(refuse(plain, {}, tmp_path))
+
+
+@pytest.mark.parametrize("name", dense_model_names())
+def test_dense_models_have_no_experts_to_place(name):
+    with pytest.raises(InputError, match="dense model"):
+        load_model(name)
+    model = load_model(name, dense=True)
+    assert model.experts == model.top_k == 0
+    assert model.active_parameters == model.total_parameters
 
 
 @pytest.mark.parametrize(
@@ -178,7 +187,7 @@ def test_infinity_in_a_field_that_is_not_read(tmp_path):
         ({"hidden_size": 2.5}, "hidden_size"),
         ({"moe_layers": [3, 2]}, "moe_layers"),
         ({"moe_layers": [40]}, "moe_layers"),
-        ({"moe_layers": []}, "moe_layers"),
+        ({"moe_layers": []}, "experts"),
         ({"dense_layers": [0]}, "dense_layers"),
         ({"shared_experts": 1}, "shared_expert_width"),
         ({"mixers": []}, "mixers"),
