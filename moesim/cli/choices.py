@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-__all__ = ["CostOption", "EngineOption", "PhaseOption"]
+__all__ = ["CostOption", "DispatchOption", "EngineOption", "PhaseOption"]
 
 
 class PhaseOption(StrEnum):
@@ -19,6 +19,15 @@ class CostOption(StrEnum):
 
     FITTED = "fitted"
     ROOFLINE = "roofline"
+
+
+class DispatchOption(StrEnum):
+    """How tokens reach experts."""
+
+    ALLREDUCE = "allreduce"
+    ALLGATHER = "allgather"
+    DEEPEP = "deepep"
+    NVLINK = "nvlink"
 
 
 class EngineOption(StrEnum):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from moesim.cli import simulate_offload, simulate_step
+from moesim.cli import simulate_offload, simulate_serving, simulate_step
 
 __all__ = ["app"]
 
@@ -18,3 +18,4 @@ def _group() -> None:
 
 app.command("step")(simulate_step.step)
 app.command("offload")(simulate_offload.offload)
+app.command("serving")(simulate_serving.serving)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moesim.cli.choices import CostOption, EngineOption, PhaseOption
+from moesim.cli.choices import CostOption, DispatchOption, EngineOption, PhaseOption
 from moesim.cli.console import Console, JsonOption, QuietOption, ResultOutOption, SeedOption
 
 if TYPE_CHECKING:
@@ -16,15 +15,6 @@ if TYPE_CHECKING:
     from moesim.forward.simulate import ForwardStep
 
 __all__ = ["step"]
-
-
-class DispatchOption(StrEnum):
-    """How tokens reach experts."""
-
-    ALLREDUCE = "allreduce"
-    ALLGATHER = "allgather"
-    DEEPEP = "deepep"
-    NVLINK = "nvlink"
 
 
 def step(

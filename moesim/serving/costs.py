@@ -53,13 +53,12 @@ def make_costs(pool: Pool, most_tokens: int) -> Costs:
     token_s = np.zeros((2, most_tokens + 1))
     sampled = interpolate(tables.tokens, tables.sampled_s, needed)
     sampled[0] = 0.0
-    kernels = np.broadcast_to(np.asarray(tables.kernels, float), 2)
     for kind, tokens in enumerate((padded, needed)):
         for row, component in enumerate(tables.components):
             weight = fit.weight(component)[kind]
             token_s[kind] += weight * interpolate(tables.tokens, tables.token_s[kind, row], tokens)
         token_s[kind] += fit.token_host_s * needed
-        token_s[kind] += fit.step_host_s[kind] + fit.kernel_host_s * kernels[kind]
+        token_s[kind] += fit.step_host_s[kind] + fit.kernel_host_s * tables.kernels[kind]
     decode_sequences, decode_s = _two(tables.decode_sequences, tables.decode_attention_s, 0)
     decode_context, decode_s = _two(tables.decode_context, decode_s, 1)
     chunk_tokens, chunk_s = _two(tables.chunk_tokens, tables.chunk_attention_s, 0)

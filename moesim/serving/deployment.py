@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
-import numpy as np
-
+from moesim.forward.step_tables import StepTables
 from moesim.serving.coefficients import NEUTRAL, ServingCoefficients
 from moesim.serving.engines import EnginePolicy
 
@@ -14,22 +13,6 @@ __all__ = ["Deployment", "Pool", "Router", "Transfer"]
 
 Router = Literal["round-robin", "least-loaded"]
 """To which group a request goes: in turn, or to the one with the fewest unfinished requests."""
-
-
-class StepTables(Protocol):
-    """Seconds of the parts of a step, on grids."""
-
-    components: tuple[str, ...]
-    tokens: np.ndarray
-    token_s: np.ndarray
-    sampled_s: np.ndarray
-    kernels: np.ndarray
-    decode_sequences: np.ndarray
-    decode_context: np.ndarray
-    decode_attention_s: np.ndarray
-    chunk_tokens: np.ndarray
-    chunk_past: np.ndarray
-    chunk_attention_s: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)

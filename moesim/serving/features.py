@@ -56,7 +56,7 @@ def step_features(schedule: Schedule, pool: Pool) -> dict[str, np.ndarray]:
     features["chunk_attention"] = summed[last] - summed[schedule.chunk_first]
     features["sequences"] = schedule.sequences.astype(float)
     features["tokens"] = schedule.tokens.astype(float)
-    features["kernels"] = np.broadcast_to(np.asarray(tables.kernels, float), 2)[kind]
+    features["kernels"] = tables.kernels[kind]
     return features
 
 
