@@ -38,7 +38,8 @@ def show_serving(request: ServingRequest, found: Serving, console: Console) -> N
         words.paragraph(
             f"Cost {request.cost} (evidence {found.evidence}), engine {request.engine}, step times "
             f"{found.coefficients}; projections {found.formats.gemm}, experts "
-            f"{found.formats.experts}, cache {found.formats.kv}; routing {request.routing}.",
+            f"{found.formats.experts}, cache {found.formats.kv}; routing {request.routing}."
+            + _drafts(request),
             _QUIET,
         )
     )
@@ -65,6 +66,15 @@ def show_serving(request: ServingRequest, found: Serving, console: Console) -> N
             f"{percent(metrics.kv_share_mean)} held on average, "
             f"{percent(metrics.kv_share_max)} at most{preempted}."
         )
+    )
+
+
+def _drafts(request: ServingRequest) -> str:
+    if not request.draft_tokens:
+        return ""
+    return (
+        f" {request.draft_tokens} drafts per step, {request.tokens_per_step:.2f} tokens; the time "
+        "to make drafts is not among them."
     )
 
 

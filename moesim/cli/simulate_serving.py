@@ -193,7 +193,8 @@ def serving(
     draft_tokens: Annotated[
         int,
         typer.Option(
-            help="Speculative decoding: drafts per sequence and step.", rich_help_panel=_ENGINE
+            help="Speculative decoding: drafts per sequence and step; making them is free.",
+            rich_help_panel=_ENGINE,
         ),
     ] = 0,
     acceptance: Annotated[
