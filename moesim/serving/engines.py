@@ -54,9 +54,9 @@ class EnginePolicy(Document):
     name: str
     kernels: Engine
     order: Order
-    token_budget: int = Field(ge=1)
-    max_sequences: int = Field(ge=1)
-    block_tokens: int = Field(ge=1)
+    token_budget: int = Field(ge=1, le=2**20)
+    max_sequences: int = Field(ge=1, le=2**20)
+    block_tokens: int = Field(ge=1, le=2**16)
     memory_share: float = Field(gt=0, le=1)
     chunked: bool = True
     mixed_chunk: bool = False

@@ -21,7 +21,7 @@ OPEN_LOOP_REQUESTS = 2000
 """Requests in an open loop, where nothing is said: at load 0.8 the mean wait of a single server is
 then within some 10 % of its limit."""
 
-MOST_REQUESTS = 10_000_000
+MOST_REQUESTS = 2_000_000
 
 
 @dataclass(frozen=True)
@@ -194,8 +194,10 @@ class ServingRequest:
             ("--draft-tokens", self.draft_tokens, 0, 16),
             ("--acceptance", self.acceptance, 0, 1),
             ("--warmup", self.warmup, 0, MOST_REQUESTS),
+            ("--ttft", self.targets.ttft_s, 0, 1e9),
+            ("--tpot", self.targets.tpot_s, 0, 1e9),
         ):
-            if not least <= value <= most:
+            if value is not None and not least <= value <= most:
                 raise UsageError(
                     f"{option} must be {least} … {most}; found {value}\nfix: pass another {option}"
                 )
