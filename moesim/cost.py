@@ -115,7 +115,7 @@ class RooflineCost:
             expert_weight_bytes=model.expert_weight_bytes,
             token_bytes=(model.expert_input_size + 2 * model.expert_width) * activation_bytes
             + model.expert_input_size * OUTPUT_BYTES,
-            token_flops=2.0 * model.expert_parameters,
+            token_flops=2.0 * model.expert_matrix_parameters,
             memory_bytes_per_s=device.memory_bytes_per_s,
             peak_flop_per_s=_peak(model, device),
         )

@@ -22,9 +22,10 @@ def weight_bytes_per_device(model: ModelSpec, cluster: Cluster, slots: int) -> f
         cluster: Devices.
         slots: S, physical expert slots per layer.
     """
-    routed = len(model.moe_layers) * model.experts * model.expert_parameters
+    layers = len(model.moe_layers) / model.variant.layer_reuse
+    routed = layers * model.experts * model.expert_parameters
     other = (model.total_parameters - routed) * model.quantisation.weight_bits / 8
-    experts = len(model.moe_layers) * slots / cluster.devices * model.expert_weight_bytes
+    experts = layers * slots / cluster.devices * model.expert_weight_bytes
     return experts + other / cluster.devices
 
 

@@ -8,6 +8,7 @@ from pydantic import Field, StrictBool, StrictInt, model_validator
 
 from moesim.errors import InputError
 from moesim.model.mixers import Mixer, Size
+from moesim.model.variant import Variant
 from moesim.schema import Document
 
 __all__ = ["ModelSpec", "Parameters", "Quantisation"]
@@ -45,6 +46,8 @@ class Parameters(Document):
     """Routers, and the projections into and out of a latent that experts work in."""
     other: int
     """Layer norms, router biases, gates of shared experts, residual mixing."""
+    skipped: int = 0
+    """What one token leaves out of everything but routed experts: heads, hidden elements, layers."""
 
     @property
     def total(self) -> int:
@@ -67,7 +70,7 @@ class Parameters(Document):
         Input embedding and output head count in full. Publishers differ here; without the input
         embedding it is ``active - embedding``.
         """
-        return self.total - self.routed_experts + self.routed_experts_active
+        return self.total - self.routed_experts + self.routed_experts_active - self.skipped
 
 
 class ModelSpec(Document):
@@ -124,6 +127,8 @@ class ModelSpec(Document):
     quantisation: Quantisation = Quantisation()
     activation_bits: Annotated[StrictInt, Field(ge=4, le=32)] = 16
     """Bits per element of a dispatched token."""
+    variant: Variant = Variant()
+    """What no dimension shows; :mod:`moesim.model.transforms` sets it."""
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelSpec:
@@ -151,7 +156,32 @@ class ModelSpec(Document):
         self._check_experts()
         if self.moe_layers:
             self._check_routing()
+        self._check_variant()
         return self
+
+    def _check_variant(self) -> None:
+        variant = self.variant
+        if variant.copies and len(variant.copies) != self.top_k + 1:
+            raise InputError(
+                "one probability for every number of experts from 0 to top-k is needed",
+                field="variant.copies",
+                found=f"{len(variant.copies)} probabilities",
+                allowed=str(self.top_k + 1),
+            )
+        if variant.equal_groups and self.top_k % self.routing_groups:
+            raise InputError(
+                "top-k does not divide into the routing groups",
+                field="top_k",
+                found=self.top_k,
+                allowed=f"a multiple of {self.routing_groups}",
+            )
+        if self.layers % variant.layer_reuse:
+            raise InputError(
+                "the layers do not divide into passes of one stack",
+                field="variant.layer_reuse",
+                found=variant.layer_reuse,
+                allowed=f"a divisor of {self.layers}",
+            )
 
     def _check_experts(self) -> None:
         for field, least in (("experts", 2), ("top_k", 1), ("expert_width", 1)):
@@ -201,15 +231,38 @@ class ModelSpec(Document):
         return self.expert_hidden_size or self.hidden_size
 
     @property
-    def expert_parameters(self) -> int:
-        """Parameters of one routed expert."""
+    def expert_matrix_parameters(self) -> int:
+        """Parameters of one routed expert as its dimensions say; FLOPs follow from them."""
         matrices = self.expert_matrices * self.expert_input_size * self.expert_width
         return matrices + self.expert_extra_parameters
 
     @property
+    def expert_parameters(self) -> int:
+        """Parameters of one routed expert, as stored."""
+        stored = self.variant.expert_parameters
+        return self.expert_matrix_parameters if stored is None else stored
+
+    @property
+    def expert_active_parameters(self) -> int:
+        """Parameters that a token copy multiplies with at its expert."""
+        active = self.variant.expert_active_parameters
+        return self.expert_parameters if active is None else active
+
+    @property
+    def copies_per_token(self) -> float:
+        """Routed experts that a token goes to in one round of one MoE layer, mean."""
+        return self.variant.mean_copies(self.top_k)
+
+    @property
+    def router_outputs(self) -> int:
+        """Candidates that a router scores."""
+        return self.variant.router_outputs or self.experts
+
+    @property
     def expert_bits(self) -> float:
         """Bits per routed-expert weight, scales included."""
-        return self.quantisation.weight_bits + self.quantisation.scale_bits_per_weight
+        stated = self.quantisation.weight_bits + self.quantisation.scale_bits_per_weight
+        return self.variant.bits.experts or stated
 
     @property
     def expert_weight_bytes(self) -> float:
@@ -219,21 +272,48 @@ class ModelSpec(Document):
     @property
     def parameters(self) -> Parameters:
         """Parameters by role."""
-        moe, hidden = len(self.moe_layers), self.hidden_size
+        moe, hidden, variant = len(self.moe_layers), self.hidden_size, self.variant
         embedding = self.vocabulary_size * hidden
         latent = 2 * hidden * self.expert_input_size if self.expert_hidden_size else 0
         per_mlp_width = self.expert_matrices * hidden
-        return Parameters(
+        stored = variant.pools * self.experts + variant.adapter_experts
+        used = variant.rounds * self.copies_per_token
+        routers = moe * variant.pools if variant.routers is None else variant.routers
+        share = variant.layer_reuse
+        full = Parameters(
             embedding=embedding,
             output_head=0 if self.tied_embeddings else embedding,
-            mixers=sum(len(mixer.layers) * mixer.parameters(hidden) for mixer in self.mixers),
-            dense_mlp=len(self.dense_layers) * per_mlp_width * self.dense_width,
-            routed_experts=moe * self.experts * self.expert_parameters,
-            routed_experts_active=moe * self.top_k * self.expert_parameters,
-            shared_experts=moe * per_mlp_width * self.shared_expert_width,
-            router=moe * (hidden * self.experts + latent),
-            other=self.other_parameters,
+            mixers=sum(len(mixer.layers) * mixer.parameters(hidden) for mixer in self.mixers)
+            // share,
+            dense_mlp=len(self.dense_layers) * per_mlp_width * self.dense_width // share,
+            routed_experts=round(
+                moe * (stored * self.expert_parameters + variant.layer_expert_parameters)
+            )
+            // share,
+            routed_experts_active=0,
+            shared_experts=moe * per_mlp_width * self.shared_expert_width // share,
+            router=(routers * hidden * self.router_outputs + moe * latent) // share,
+            other=self.other_parameters // share,
         )
+        # No more than there are: all rounds may use the same pool.
+        active = min(used, float(stored)) * self.expert_active_parameters
+        passes = min(variant.token_share, 1.0) * variant.hidden_share
+        return full.model_copy(
+            update={
+                "routed_experts_active": round(moe * active * passes) // share,
+                "skipped": self._skipped(full),
+            }
+        )
+
+    def _skipped(self, full: Parameters) -> int:
+        """What a token leaves out of mixers, dense layers and shared experts."""
+        variant, hidden = self.variant, self.hidden_size
+        by_heads = sum(
+            len(mixer.layers) * _query_parameters(mixer, hidden) for mixer in self.mixers
+        ) * (1 - variant.head_share) / variant.layer_reuse
+        left = full.mixers + full.dense_mlp + full.shared_experts - by_heads
+        passes = min(variant.token_share, 1.0) * variant.hidden_share
+        return round(by_heads + left * (1 - passes))
 
     @property
     def total_parameters(self) -> int:
@@ -288,6 +368,13 @@ class ModelSpec(Document):
             "expert_weight_bytes": self.expert_weight_bytes,
             "kv_cache_elements_per_token": self.kv_cache_elements_per_token,
         }
+
+
+def _query_parameters(mixer: Mixer, hidden: int) -> int:
+    """Of the matrices that a query head has for itself in grouped-query attention, per layer."""
+    if mixer.kind != "gqa":
+        return 0
+    return hidden * mixer.heads * (mixer.head_dim + mixer.value_head_dim)
 
 
 def _check_layers(field: str, indices: tuple[int, ...], layers: int) -> None:
