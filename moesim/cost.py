@@ -112,10 +112,10 @@ class RooflineCost:
         """Roofline of a model's routed experts on a device."""
         activation_bytes = model.activation_bits / 8
         return cls(
-            expert_weight_bytes=model.expert_weight_bytes,
+            expert_weight_bytes=model.expert_active_parameters * model.expert_bits / 8,
             token_bytes=(model.expert_input_size + 2 * model.expert_width) * activation_bytes
             + model.expert_input_size * OUTPUT_BYTES,
-            token_flops=2.0 * model.expert_matrix_parameters,
+            token_flops=model.expert_copy_flops,
             memory_bytes_per_s=device.memory_bytes_per_s,
             peak_flop_per_s=_peak(model, device),
         )

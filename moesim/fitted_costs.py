@@ -75,7 +75,8 @@ def expert_cost(model: ModelSpec, cluster: Cluster, cost: CostModel, engine: Eng
     works on those alone: a group of one device.
     """
     device = cluster.device
-    if cost == "fitted" and takes_fitted_kernels(device):
+    fitted = cost == "fitted" and not model.stores_experts_otherwise
+    if fitted and takes_fitted_kernels(device):
         try:
             fit = moe_fit_for(device, expert_format(model, device), engine=engine)
         except InputError:

@@ -27,6 +27,7 @@ class PlanRequest:
         trace: Trace bundle; None for the bundled sample (unless ``load`` is given).
         load: Expert counts instead of a trace.
         model: Registry name, file or folder; None for the trace's own model.
+        transforms: Of the model, as given to ``--transform``.
         cluster: Short name or file.
         planner: Name of a planner, or ``auto`` for all that suit.
         redundant: Further slots per layer for copies of experts.
@@ -47,6 +48,7 @@ class PlanRequest:
     trace: Path | None = None
     load: Path | None = None
     model: str | None = None
+    transforms: tuple[str, ...] = ()
     cluster: str | None = None
     planner: str = "auto"
     redundant: int = 0

@@ -11,6 +11,7 @@ from moesim.cluster import Cluster, load_cluster
 from moesim.errors import InfeasibleError, InputError, UsageError
 from moesim.memory import check_memory
 from moesim.model import ModelSpec, load_model
+from moesim.model.transforms import check_routing_of_trace, transform_model
 from moesim.placement import Placement, read_plan
 from moesim.planners.moves import limit_moves
 from moesim.planners.outcome import Bound, PlannerScore, PlanOutcome, PlanRequest
@@ -64,7 +65,8 @@ def make_plan(request: PlanRequest, say: Callable[[str], object] = lambda _: Non
         find_planner(name)
     sample = request.trace is None and request.load is None
     cluster = load_cluster(request.cluster or SAMPLE_CLUSTER)
-    model = _model(request, sample)
+    model = transform_model(_model(request, sample), request.transforms)
+    check_routing_of_trace(model)
     slots = _slots(model, cluster, request.redundant)
     check_memory(model, cluster, slots)
     say("reading the trace")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Annotated
 
-__all__ = ["CostOption", "DispatchOption", "EngineOption", "PhaseOption"]
+import typer
+
+__all__ = ["CostOption", "DispatchOption", "EngineOption", "PhaseOption", "TransformOption"]
 
 
 class PhaseOption(StrEnum):
@@ -36,3 +39,14 @@ class EngineOption(StrEnum):
     SGLANG = "sglang"
     TRTLLM = "trtllm"
     VLLM = "vllm"
+
+
+TransformOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--transform",
+        metavar="NAME:PARAMETERS",
+        help="Change the model first, like prune:64; repeat for more (`moesim model transforms`).",
+    ),
+]
+"""Pass it on as ``load_model(name, transforms=tuple(transform or ()))``."""

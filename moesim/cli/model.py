@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from moesim.cli.choices import TransformOption
 from moesim.cli.console import (
     Console,
     JsonOption,
@@ -60,6 +61,7 @@ def show(
             "of a checkpoint, or a moesim.model/1 document."
         ),
     ],
+    transform: TransformOption = None,
     as_json: JsonOption = False,
     seed: NoSeedOption = 0,
     out: ResultOutOption = None,
@@ -68,9 +70,37 @@ def show(
     """Show one model: dimensions, experts, parameters, quantisation."""
     from moesim.model import load_model
 
-    model = load_model(name_or_file, dense=True)
+    model = load_model(name_or_file, dense=True, transforms=tuple(transform or ()))
     data = {**model.summary(), "ok": True}
     Console(as_json=as_json, quiet=quiet, out=out).result(data, _text(model))
+
+
+@app.command()
+def transforms(
+    as_json: JsonOption = False,
+    seed: NoSeedOption = 0,
+    out: ResultOutOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """List what --transform can do to a model: usage, what it is, source."""
+    from moesim.model.transforms import TRANSFORMS
+
+    rows = [
+        {
+            "name": transform.name,
+            "usage": transform.usage,
+            "summary": transform.summary,
+            "source": transform.source,
+            "parameters": [parameter.to_dict() for parameter in transform.parameters],
+        }
+        for transform in TRANSFORMS.values()
+    ]
+    data = {"schema": "moesim.model-transforms/1", "ok": True, "transforms": rows}
+    text = "\n".join(
+        f"{transform.usage}\n    {transform.summary}\n    {transform.source}"
+        for transform in TRANSFORMS.values()
+    )
+    Console(as_json=as_json, quiet=quiet, out=out).result(data, text)
 
 
 def _table(models: list[ModelSpec]) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moesim.cli import plan_validate
-from moesim.cli.choices import CostOption, EngineOption, PhaseOption
+from moesim.cli.choices import CostOption, EngineOption, PhaseOption, TransformOption
 from moesim.cli.console import Console, JsonOption, OutOption, QuietOption, SeedOption
 from moesim.errors import InputError, PartialResultError, UsageError
 
@@ -45,6 +45,7 @@ def plan(
     model: Annotated[
         str | None, typer.Option(help="Registry name, config.json or folder with one.")
     ] = None,
+    transform: TransformOption = None,
     cluster: Annotated[
         str | None, typer.Option(help="Like 2x8xh100_sxm (nodes x devices x device), or YAML.")
     ] = None,
@@ -120,6 +121,7 @@ def plan(
         trace=trace,
         load=load,
         model=model,
+        transforms=tuple(transform or ()),
         cluster=cluster,
         planner=planner,
         redundant=redundant,

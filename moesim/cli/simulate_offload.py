@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from moesim.cli.choices import TransformOption
 from moesim.cli.console import Console, JsonOption, QuietOption, ResultOutOption, SeedOption
 from moesim.cli.whatif import DEFAULT_HARDWARE
 
@@ -78,6 +79,7 @@ def offload(
         typer.Option(min=0, help="Experts per layer in host memory, others on disk [what fits]."),
     ] = None,
     nvme: Annotated[str | None, typer.Option(help="Disk reads, like '7 GB/s' [7.45 GB/s].")] = None,
+    transform: TransformOption = None,
     seed: SeedOption = 0,
     out: ResultOutOption = None,
     quiet: QuietOption = False,
@@ -88,7 +90,7 @@ def offload(
     Systems: on-demand, serial, static-split, layer-split, hybrimoe, paths, fate, expertflow.
     """
     from moesim.errors import UsageError
-    from moesim.offload.inputs import open_inputs
+    from moesim.offload.inputs import open_inputs, transformed
     from moesim.offload.simulation import host_slots_that_fit, simulate
     from moesim.offload.steps import serve_steps
     from moesim.offload.systems import SYSTEMS, find_system
@@ -96,7 +98,7 @@ def offload(
     console = Console(as_json=as_json, quiet=quiet, out=out)
     given = open_inputs(
         trace=trace,
-        model=model,
+        model=transformed(model, transform or ()),
         hardware=hardware,
         memory=None,
         bits=bits,

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moesim.cli.choices import CostOption, DispatchOption, EngineOption, PhaseOption
+from moesim.cli.choices import (
+    CostOption,
+    DispatchOption,
+    EngineOption,
+    PhaseOption,
+    TransformOption,
+)
 from moesim.cli.console import Console, JsonOption, QuietOption, ResultOutOption, SeedOption
 
 if TYPE_CHECKING:
@@ -58,6 +64,7 @@ def step(
     ] = None,
     trace: Annotated[Path | None, typer.Option(help="Routing trace bundle instead.")] = None,
     plan: Annotated[Path | None, typer.Option(help="plan.json for that trace.")] = None,
+    transform: TransformOption = None,
     seed: SeedOption = 0,
     out: ResultOutOption = None,
     quiet: QuietOption = False,
@@ -88,6 +95,7 @@ def step(
         routing=routing,
         trace=trace,
         plan=plan,
+        transforms=tuple(transform or ()),
         seed=seed,
     )
     found = run_request(request)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from moesim.cli.choices import TransformOption
 from moesim.cli.console import Console, JsonOption, NoSeedOption, OutOption, QuietOption
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ def cache(
     host_bits: Annotated[
         float | None, typer.Option(help="Same, of what the CPU computes with [--bits].")
     ] = None,
+    transform: TransformOption = None,
     out: OutOption = None,
     seed: NoSeedOption = 0,
     quiet: QuietOption = False,
@@ -97,7 +99,7 @@ def cache(
     """
     import moesim
     from moesim.cache.setting import CacheSetting
-    from moesim.offload.inputs import numbers, open_inputs
+    from moesim.offload.inputs import numbers, open_inputs, transformed
     from moesim.offload.slot_curves import default_slots, slot_curves
     from moesim.offload.whatif import WhatIf, double_rule, memory_split, recommend
     from moesim.safe_io import write_json
@@ -105,7 +107,7 @@ def cache(
     console = Console(as_json=as_json, quiet=quiet)
     given = open_inputs(
         trace=trace,
-        model=model,
+        model=transformed(model, transform or ()),
         hardware=hardware,
         memory=memory,
         bits=bits,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from moesim.forward.formats import Formats
 from moesim.forward.layout import Layout, StepLoad
 from moesim.forward.mixers import MixerContext, mixer_calls
+from moesim.forward.variant import expert_weight_bytes, layer_model
 from moesim.forward.work import (
     OUTPUT_BYTES,
     CollectiveWork,
@@ -24,9 +25,9 @@ from moesim.forward.work import (
 )
 from moesim.model import ModelSpec
 from moesim.operators.deepep import vector_bytes
-from moesim.operators.moe_kernels import ACTIVATION_BYTES, ARITHMETIC, WEIGHT_BYTES
+from moesim.operators.moe_kernels import ACTIVATION_BYTES, ARITHMETIC
 
-__all__ = ["StepShape", "step_ops"]
+__all__ = ["StepShape", "layer_shape", "step_ops"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +72,15 @@ class StepShape:
         return 1 if self.layout.scattered else self.layout.stage_devices
 
 
+def layer_shape(shape: StepShape) -> StepShape:
+    """The step inside a layer: of a variant, the dimensions and tokens that take part in it."""
+    share = shape.model.variant.token_share
+    model = layer_model(shape.model)
+    if share == 1 and model is shape.model:
+        return shape
+    return replace(shape, model=model, load=shape.load.scaled(share))
+
+
 def step_ops(shape: StepShape) -> tuple[Op, ...]:
     """The calls, each with the layers it comes back in; of the busiest device."""
     return tuple(_ops(shape))
@@ -83,6 +93,24 @@ def _ops(shape: StepShape) -> Iterator[Op]:
     yield Op("embedding", MoveWork(2 * rows * hidden * OUTPUT_BYTES))
     if layout.tp > 1:
         yield Op("embedding.all_reduce", _all_reduce(rows, hidden, layout.tp))
+    yield from _layers(layer_shape(shape))
+    stages = layout.pp - 1
+    if stages:
+        passed = rows / layout.tp * hidden * OUTPUT_BYTES
+        yield Op("stage.send", _send(passed, hidden), stages)
+    yield Op("final.norm", _norm(shape.own.sequences, hidden))
+    columns = ceil(model.vocabulary_size / layout.tp)
+    logits = GemmWork(shape.own.sequences, columns, hidden, "bfloat16")
+    yield Op("head", logits)
+    if layout.tp > 1:
+        size = float(shape.own.sequences * model.vocabulary_size * OUTPUT_BYTES)
+        yield Op("head.all_gather", CollectiveWork("all_gather", size, layout.tp))
+    yield Op("sampling", MoveWork(2.0 * shape.own.sequences * model.vocabulary_size * 4))
+
+
+def _layers(shape: StepShape) -> Iterator[Op]:
+    model, layout = shape.model, shape.layout
+    hidden, rows = model.hidden_size, shape.own.tokens
     for index, mixer in enumerate(model.mixers):
         count = len(mixer.layers)
         kind = mixer.kind if len(model.mixers) == 1 else f"{mixer.kind}{index}"
@@ -96,18 +124,6 @@ def _ops(shape: StepShape) -> Iterator[Op]:
         yield from _block("dense", shape, _mlp(shape, model.dense_width), len(model.dense_layers))
     if model.moe_layers:
         yield from _moe(shape)
-    stages = layout.pp - 1
-    if stages:
-        passed = rows / layout.tp * hidden * OUTPUT_BYTES
-        yield Op("stage.send", _send(passed, hidden), stages)
-    yield Op("final.norm", _norm(shape.own.sequences, hidden))
-    columns = ceil(model.vocabulary_size / layout.tp)
-    logits = GemmWork(shape.own.sequences, columns, hidden, "bfloat16")
-    yield Op("head", logits)
-    if layout.tp > 1:
-        size = float(shape.own.sequences * model.vocabulary_size * OUTPUT_BYTES)
-        yield Op("head.all_gather", CollectiveWork("all_gather", size, layout.tp))
-    yield Op("sampling", MoveWork(2.0 * shape.own.sequences * model.vocabulary_size * 4))
 
 
 def _norm(rows: int, hidden: int) -> MoveWork:
@@ -181,15 +197,18 @@ def _mlp(
 
 
 def _moe(shape: StepShape) -> Iterator[Op]:
-    yield from _block("moe", shape, _moe_calls(shape), len(shape.model.moe_layers))
+    """Every round routes, dispatches, computes and combines anew; shared experts run once."""
+    layers, rounds = len(shape.model.moe_layers), shape.model.variant.rounds
+    for op in _block("moe", shape, _moe_calls(shape), layers):
+        yield op if op.stream == "shared" else replace(op, layers=layers * rounds)
 
 
 def _moe_calls(shape: StepShape) -> Iterator[tuple[str, Work, Stream]]:
     model, layout = shape.model, shape.layout
     tokens, hidden = shape.feed_forward_tokens, model.hidden_size
-    yield "router", GemmWork(tokens, model.experts, hidden, "bfloat16"), "main"
+    yield "router", GemmWork(tokens, model.router_outputs, hidden, "bfloat16"), "main"
     # Scores read, the chosen experts and their weights written.
-    chosen = tokens * (model.experts * 4 + model.top_k * 8)
+    chosen = tokens * (model.router_outputs * 4 + model.top_k * 8)
     yield "top_k", MoveWork(float(chosen)), "main"
     if model.shared_expert_width:
         yield from _mlp(shape, model.shared_expert_width, "shared_", "shared")
@@ -197,11 +216,28 @@ def _moe_calls(shape: StepShape) -> Iterator[tuple[str, Work, Stream]]:
         yield "latent_down", GemmWork(tokens, latent, hidden, shape.formats.gemm), "main"
     if layout.scattered:
         yield "dispatch", _transfer(shape, "dispatch"), "main"
+    for name, work in _products(shape):
+        yield name, work, "main"
     yield "experts", _experts(shape), "main"
     if layout.scattered:
         yield "combine", _transfer(shape, "combine"), "main"
     if latent := model.expert_hidden_size:
         yield "latent_up", GemmWork(tokens, hidden, latent, shape.formats.gemm), "main"
+
+
+def _products(shape: StepShape) -> Iterator[tuple[str, Work]]:
+    """What a variant multiplies beside its experts, on the busiest device."""
+    dtype = shape.formats.gemm
+    copies = shape.slot_tokens.sum(axis=-1).max(axis=-1).mean()
+    active = max(1, round(np.count_nonzero(shape.slot_tokens, axis=-1).max(axis=-1).mean()))
+    for product in shape.model.variant.products:
+        columns = ceil(product.columns / shape.layout.moe_tp)
+        if product.per == "copy":
+            rows = max(1, ceil(copies / active))
+            yield product.name, GemmWork(rows, columns, product.depth, dtype, active)
+        else:
+            rows = shape.feed_forward_tokens if product.per == "token" else active
+            yield product.name, GemmWork(rows, columns, product.depth, dtype)
 
 
 def _experts(shape: StepShape) -> ExpertWork:
@@ -213,11 +249,11 @@ def _experts(shape: StepShape) -> ExpertWork:
         width=model.expert_width // shape.layout.moe_tp,
         matrices=model.expert_matrices,
         dtype=dtype,
-        weight_bytes=WEIGHT_BYTES[dtype],
+        weight_bytes=expert_weight_bytes(model, dtype),
         activation_bytes=ACTIVATION_BYTES[arithmetic],
         arithmetic=arithmetic,
         group_tokens=shape.own.tokens * shape.layout.dp,
-        top_k=model.top_k,
+        top_k=model.copies_per_token,
         sees_group=not shape.layout.scattered,
     )
 
@@ -235,7 +271,7 @@ def _transfer(shape: StepShape, direction: str) -> TransferWork:
         tokens=shape.own_tokens,
         hidden=hidden,
         vector_bytes=size,
-        top_k=model.top_k,
+        top_k=model.copies_per_token,
         experts=int(np.prod(shape.slot_tokens.shape[1:])),
         ranks=layout.ep,
         skew=float((copies.max(axis=-1) / mean).mean()),

@@ -22,12 +22,21 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import lru_cache
+from math import ceil
 
 import numpy as np
 
 from moesim.errors import UsageError
+from moesim.model import ModelSpec
 
-__all__ = ["DRAWS", "Distribution", "draw_slot_tokens", "parse_distribution"]
+__all__ = [
+    "DRAWS",
+    "Distribution",
+    "draw_layer_tokens",
+    "draw_slot_tokens",
+    "layer_tokens",
+    "parse_distribution",
+]
 
 DRAWS = 8
 """Draws per step: the mean of the slowest device then errs by about a third of its own spread."""
@@ -68,23 +77,65 @@ def parse_distribution(text: str) -> Distribution:
     return Distribution(name, float(number))
 
 
+def layer_tokens(model: ModelSpec, tokens: int) -> int:
+    """Tokens that pass a layer: all, or fewer where some skip it, or more where all pass twice."""
+    share = model.variant.token_share
+    return tokens if share == 1 else max(1, ceil(tokens * share - 1e-9))
+
+
+def draw_layer_tokens(
+    model: ModelSpec, distribution: Distribution, tokens: int, ranks: int, seed: int
+) -> np.ndarray:
+    """:func:`draw_slot_tokens` of one round of one MoE layer of a model; none in a dense model.
+
+    Args:
+        model: Experts, copies per token, groups that get equally many.
+        distribution: Of tokens over experts.
+        tokens: Of the expert-parallel group, in the step.
+        ranks: R.
+        seed: Same seed, same draws.
+    """
+    if not model.moe_layers:
+        return np.zeros((1, ranks, 0))
+    groups = model.routing_groups if model.variant.equal_groups else 1
+    tokens, copies = layer_tokens(model, tokens), model.copies_per_token
+    top_k = model.top_k if copies == model.top_k else copies
+    return draw_slot_tokens(distribution, tokens, top_k, model.experts, ranks, seed, groups)
+
+
 @lru_cache(maxsize=4096)
 def draw_slot_tokens(
-    distribution: Distribution, tokens: int, top_k: int, experts: int, ranks: int, seed: int
+    distribution: Distribution,
+    tokens: int,
+    top_k: float,
+    experts: int,
+    ranks: int,
+    seed: int,
+    groups: int = 1,
 ) -> np.ndarray:
     """[W, R, E / R] float64 tokens of each expert on each of R ranks; W is 1 for ``balanced``.
 
-    Rows of a draw add up to ``tokens · top_k``.
+    Draws add up to ``tokens · top_k``, rounded.
 
     Args:
         distribution: Of tokens over experts.
         tokens: Of the expert-parallel group.
-        top_k: Experts per token.
+        top_k: Experts per token, mean.
         experts: E.
         ranks: R, divides E.
         seed: Same seed, same draws.
+        groups: Of experts in order; every token chooses equally many of each.
     """
-    copies = tokens * top_k
+    if groups > 1:
+        own, size = top_k / groups, experts // groups
+        drawn = [
+            draw_slot_tokens(distribution, tokens, own, size, 1, seed + group)
+            for group in range(groups)
+        ]
+        found = np.concatenate(drawn, axis=-1).reshape(-1, ranks, experts // ranks)
+        found.setflags(write=False)
+        return found
+    copies = round(tokens * top_k)
     if distribution.name == "balanced":
         counts = np.full(experts, copies // experts)
         # What is left over goes round the ranks.
@@ -92,7 +143,7 @@ def draw_slot_tokens(
         counts[order[: copies % experts]] += 1
         found = counts[None].astype(float)
     else:
-        rng = np.random.default_rng((seed, tokens, top_k, experts))
+        rng = np.random.default_rng((seed, tokens, ceil(top_k), experts))
         found = np.stack([_counts(distribution, rng, tokens, top_k, experts) for _ in range(DRAWS)])
     result = found.reshape(len(found), ranks, experts // ranks)
     result.setflags(write=False)
@@ -100,7 +151,7 @@ def draw_slot_tokens(
 
 
 def _counts(
-    distribution: Distribution, rng: np.random.Generator, tokens: int, top_k: int, experts: int
+    distribution: Distribution, rng: np.random.Generator, tokens: int, top_k: float, experts: int
 ) -> np.ndarray:
     """[E] tokens of every expert in one draw; no expert has a token twice."""
     if distribution.name == "power-law":
@@ -109,11 +160,13 @@ def _counts(
         weight = np.arange(1, experts + 1) ** -distribution.exponent
         rng.shuffle(weight)
     probability = weight / weight.sum()
-    return _capped(rng.multinomial(tokens * top_k, probability), probability, tokens).astype(float)
+    return _capped(rng.multinomial(round(tokens * top_k), probability), probability, tokens).astype(
+        float
+    )
 
 
 def _power_law(
-    rng: np.random.Generator, exponent: float, tokens: int, top_k: int, experts: int
+    rng: np.random.Generator, exponent: float, tokens: int, top_k: float, experts: int
 ) -> np.ndarray:
     """[E] weights out of x^-A by the inverse of its distribution function."""
     least, most = (0.01, 2.0) if tokens * top_k <= experts else (1.0, max(0.8 * tokens, 1.0 + 1e-9))

@@ -11,6 +11,7 @@ from moesim.forward.machine import Machine
 from moesim.forward.price import Price
 from moesim.forward.work import ExpertWork, Op
 from moesim.operators.moe_fits import MoeFit, moe_fit_for
+from moesim.operators.moe_kernels import WEIGHT_BYTES
 
 __all__ = ["price_experts"]
 
@@ -29,6 +30,8 @@ def _fit(machine: Machine, dtype: str) -> MoeFit | None:
 
 
 def _price(work: ExpertWork, machine: Machine) -> Price | None:
+    if work.weight_bytes != WEIGHT_BYTES[work.dtype]:
+        return None  # stored in another form than the kernel that was measured
     fit = _fit(machine, work.dtype)
     if fit is None:
         return None
@@ -39,7 +42,7 @@ def _price(work: ExpertWork, machine: Machine) -> Price | None:
         width=work.width,
         input_matrices=work.matrices - 1,
         devices=work.slot_tokens.shape[1] if work.sees_group else 1,
-        top_k=work.top_k,
+        top_k=max(1, round(work.top_k)),
     )
     seconds = float(cost.seconds(work.slot_tokens).max(axis=-1).mean())
     low, high = cost.interval(seconds, work.group_tokens)

@@ -8,7 +8,7 @@ devices and repeated ``dp`` times on different sequences; experts are cut over t
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import Literal
 
@@ -241,6 +241,23 @@ class StepLoad:
         """Prefill if any sequence is in prefill."""
         phases: Iterable[Phase] = (group.phase for group in self.groups)
         return "prefill" if "prefill" in phases else "decode"
+
+    def scaled(self, share: float) -> StepLoad:
+        """Tokens that pass a layer: a share of them, or every sequence more than once."""
+        if share >= 1:
+            return StepLoad(
+                tuple(replace(group, count=ceil(group.count * share)) for group in self.groups)
+            )
+        return StepLoad(
+            tuple(
+                Sequences(
+                    ceil(group.count * share) if group.new_tokens == 1 else group.count,
+                    max(1, ceil(group.new_tokens * share)),
+                    round(group.cached_tokens * share),
+                )
+                for group in self.groups
+            )
+        )
 
     def busiest(self, ways: int) -> StepLoad:
         """The share of the busiest of so many groups of devices: sequences are whole."""

@@ -7,10 +7,10 @@ from math import ceil
 
 from moesim.forward.calls import StepShape
 from moesim.forward.mixers import cache_bytes_per_token, state_bytes
+from moesim.forward.variant import stored_expert_bytes
 from moesim.forward.work import OUTPUT_BYTES
 from moesim.model.mixers import Recurrence
 from moesim.operators.gemm import FORMATS
-from moesim.operators.moe_kernels import WEIGHT_BYTES
 
 __all__ = ["DeviceMemory", "device_memory"]
 
@@ -49,21 +49,28 @@ def device_memory(shape: StepShape) -> DeviceMemory:
     weight = FORMATS[formats.gemm].weight_bytes
     # Latent projections are held whole by every device; they are a tenth of the mixer, and taken
     # as cut like the rest.
-    attention = parameters.mixers * weight / layout.tp
+    bits = model.variant.bits
+    attention = parameters.mixers * _bytes(bits.mixers, weight) / layout.tp
     wide = shape.feed_forward_tp
-    dense = (parameters.dense_mlp + parameters.shared_experts) * weight / wide
+    dense = parameters.dense_mlp * _bytes(bits.dense, weight) / wide
+    dense += parameters.shared_experts * _bytes(bits.shared, weight) / wide
     dense += (parameters.router + parameters.other) * 2
     slots = int(shape.slot_tokens.shape[2])
-    experts = len(model.moe_layers) * slots * model.expert_parameters / layout.moe_tp
+    layers = len(model.moe_layers) / model.variant.layer_reuse
+    experts = layers * stored_expert_bytes(model, slots, layout.ep, formats.experts) / layout.moe_tp
     ends = (parameters.embedding + parameters.output_head) * 2 / layout.tp
     return DeviceMemory(
         attention * share,
         dense * share,
-        experts * WEIGHT_BYTES[formats.experts] * share,
+        experts * share,
         ends if layout.pp == 1 else ends / (1 if model.tied_embeddings else 2),
         _cache(shape) * share * layout.pp,
         _activations(shape),
     )
+
+
+def _bytes(bits: float | None, usual: float) -> float:
+    return usual if bits is None else bits / 8
 
 
 def _cache(shape: StepShape) -> float:
@@ -74,9 +81,10 @@ def _cache(shape: StepShape) -> float:
         state = state_bytes(mixer, shape.layout.tp, shape.formats.kv)
         window = None if isinstance(mixer, Recurrence) else mixer.window_tokens
         for group in shape.own.groups:
-            kept = group.cached_tokens + group.new_tokens
+            kept = float(group.cached_tokens + group.new_tokens)
             if window is not None and mixer.kind == "gqa":
                 kept = min(kept, window)
+            kept *= shape.model.variant.token_share
             total += len(mixer.layers) * group.count * (kept * per_token + state)
     return total
 

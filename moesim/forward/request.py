@@ -18,6 +18,7 @@ from moesim.forward.machine import Machine
 from moesim.forward.simulate import ForwardStep, simulate_step
 from moesim.hardware import looks_like_file
 from moesim.model import ModelSpec, load_model
+from moesim.model.transforms import check_routing_of_trace
 from moesim.placement import Placement, read_plan
 from moesim.traces.bundle import open_trace
 from moesim.workload import Batches, Phase, draw_batches
@@ -53,6 +54,7 @@ class StepRequest:
         routing: Named distribution of tokens over experts.
         trace: Routing trace instead.
         plan: Placement of experts for the trace.
+        transforms: Of the model, as given to ``--transform``.
         seed: Of the draws.
     """
 
@@ -76,6 +78,7 @@ class StepRequest:
     routing: str | None = None
     trace: Path | None = None
     plan: Path | None = None
+    transforms: tuple[str, ...] = ()
     seed: int = 0
 
 
@@ -88,7 +91,7 @@ def run_request(request: StepRequest) -> ForwardStep:
         InfeasibleError: If a device's memory does not hold the step.
     """
     _check(request)
-    model = load_model(request.model, dense=True)
+    model = load_model(request.model, dense=True, transforms=request.transforms)
     machine = _machine(request)
     cluster = machine.cluster
     spans = cluster.device.scale_up is not None and cluster.device.scale_up.spans_nodes
@@ -157,6 +160,7 @@ def _from_trace(
     request: StepRequest, folder: Path, model: ModelSpec, layout: Layout, load: StepLoad
 ) -> np.ndarray:
     """[W · L, R, s] tokens of the slots of every rank, in batches drawn from a trace."""
+    check_routing_of_trace(model)
     trace = open_trace(folder)
     for what, found, needed in (
         ("experts", trace.manifest.experts, model.experts),

@@ -10,7 +10,7 @@ from moesim.cluster import Cluster
 from moesim.errors import InfeasibleError
 from moesim.forward.calls import StepShape, step_ops
 from moesim.forward.energy import StepEnergy, step_energy
-from moesim.forward.expert_load import Distribution, draw_slot_tokens
+from moesim.forward.expert_load import Distribution, draw_layer_tokens
 from moesim.forward.formats import Formats
 from moesim.forward.layout import Layout, StepLoad
 from moesim.forward.machine import Machine
@@ -91,11 +91,9 @@ def simulate_step(
         InfeasibleError: If a device's memory does not hold the step.
     """
     own = load.busiest(layout.pp)
-    if not model.moe_layers:
-        slots = np.zeros((1, layout.ep, 0))
-    elif isinstance(routing, Distribution):
+    if isinstance(routing, Distribution):
         tokens = own.busiest(layout.dp).tokens * layout.dp
-        slots = draw_slot_tokens(routing, tokens, model.top_k, model.experts, layout.ep, seed)
+        slots = draw_layer_tokens(model, routing, tokens, layout.ep, seed)
     else:
         slots = routing
     shape = StepShape(model, layout, own, formats, slots)

@@ -20,7 +20,7 @@ from math import ceil
 import numpy as np
 
 from moesim.forward.calls import StepShape, step_ops
-from moesim.forward.expert_load import Distribution, draw_slot_tokens
+from moesim.forward.expert_load import Distribution, draw_layer_tokens
 from moesim.forward.formats import Formats
 from moesim.forward.layout import Layout, Sequences, StepLoad
 from moesim.forward.machine import Machine
@@ -231,12 +231,8 @@ class _Grid:
     def _step(self, sequences: Sequences, tokens: int) -> StepShape:
         model, layout = self.model, self.layout
         group = tokens * layout.dp
-        if not model.moe_layers:
-            slots = np.zeros((1, layout.ep, 0))
-        elif isinstance(self.routing, Distribution):
-            slots = draw_slot_tokens(
-                self.routing, group, model.top_k, model.experts, layout.ep, self.seed
-            )
+        if isinstance(self.routing, Distribution):
+            slots = draw_layer_tokens(model, self.routing, group, layout.ep, self.seed)
         else:
             slots = self.routing(group)
         return StepShape(model, layout, StepLoad((sequences,)), self.formats, slots)

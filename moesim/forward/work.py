@@ -163,7 +163,7 @@ class ExpertWork:
         activation_bytes: Per element of a GEMM's input.
         arithmetic: Number type of the multiplications.
         group_tokens: Tokens of the expert-parallel group.
-        top_k: Experts per token.
+        top_k: Experts per token, mean.
         sees_group: Whether every device is given all tokens of the group, and leaves out those of
             others' experts; otherwise it is sent its own alone.
     """
@@ -177,7 +177,7 @@ class ExpertWork:
     activation_bytes: float
     arithmetic: str
     group_tokens: int
-    top_k: int
+    top_k: float
     sees_group: bool = True
 
     @property
@@ -231,7 +231,7 @@ class TransferWork:
         tokens: Of one device.
         hidden: Elements of a vector.
         vector_bytes: Bytes of a vector on the way.
-        top_k: Experts per token.
+        top_k: Experts per token, mean.
         experts: Expert slots over all devices.
         ranks: Devices.
         skew: Copies that the busiest device receives over the mean.
@@ -243,7 +243,7 @@ class TransferWork:
     tokens: int
     hidden: int
     vector_bytes: float
-    top_k: int
+    top_k: float
     experts: int
     ranks: int
     skew: float

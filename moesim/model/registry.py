@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -47,7 +48,9 @@ def _names(folder: str) -> list[str]:
     return sorted(name.removesuffix(".json") for name in names if name.endswith(".json"))
 
 
-def load_model(name_or_path: str | Path, *, dense: bool = False) -> ModelSpec:
+def load_model(
+    name_or_path: str | Path, *, dense: bool = False, transforms: Sequence[str] = ()
+) -> ModelSpec:
     """A model by name, by Hugging Face id, or from a file.
 
     Args:
@@ -55,12 +58,17 @@ def load_model(name_or_path: str | Path, *, dense: bool = False) -> ModelSpec:
             them (``deepseek-ai/DeepSeek-V3``), a ``config.json``, a folder that holds one, or a
             ``moesim.model/1`` document (JSON or YAML). A path that exists comes first.
         dense: Whether a model without experts will do.
+        transforms: Applied in order; see :mod:`moesim.model.transforms`.
 
     Raises:
         UsageError: If there is neither such a model nor such a file.
         InputError: If the file cannot be used, naming file and field.
     """
     model = _load(name_or_path)
+    if transforms:
+        from moesim.model.transforms import transform_model
+
+        model = transform_model(model, transforms)
     if not (model.moe_layers or dense):
         raise InputError(
             "a dense model: it has no experts to place",

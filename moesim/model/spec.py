@@ -47,7 +47,7 @@ class Parameters(Document):
     other: int
     """Layer norms, router biases, gates of shared experts, residual mixing."""
     skipped: int = 0
-    """What one token leaves out of everything but routed experts: heads, hidden elements, layers."""
+    """What a token leaves out beside routed experts: query heads, hidden elements, layers."""
 
     @property
     def total(self) -> int:
@@ -249,6 +249,17 @@ class ModelSpec(Document):
         return self.expert_parameters if active is None else active
 
     @property
+    def expert_copy_flops(self) -> float:
+        """FLOPs of a token copy at its expert, products that a variant adds to it included."""
+        beside = sum(p.columns * p.depth for p in self.variant.products if p.per == "copy")
+        return 2.0 * (self.expert_matrix_parameters + beside)
+
+    @property
+    def stores_experts_otherwise(self) -> bool:
+        """Whether a variant stores experts in a form that measured kernels do not take."""
+        return self.variant.expert_parameters is not None or self.variant.bits.experts is not None
+
+    @property
     def copies_per_token(self) -> float:
         """Routed experts that a token goes to in one round of one MoE layer, mean."""
         return self.variant.mean_copies(self.top_k)
@@ -308,9 +319,11 @@ class ModelSpec(Document):
     def _skipped(self, full: Parameters) -> int:
         """What a token leaves out of mixers, dense layers and shared experts."""
         variant, hidden = self.variant, self.hidden_size
-        by_heads = sum(
-            len(mixer.layers) * _query_parameters(mixer, hidden) for mixer in self.mixers
-        ) * (1 - variant.head_share) / variant.layer_reuse
+        by_heads = (
+            sum(len(mixer.layers) * _query_parameters(mixer, hidden) for mixer in self.mixers)
+            * (1 - variant.head_share)
+            / variant.layer_reuse
+        )
         left = full.mixers + full.dense_mlp + full.shared_experts - by_heads
         passes = min(variant.token_share, 1.0) * variant.hidden_share
         return round(by_heads + left * (1 - passes))

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from moesim.errors import InputError, UsageError
 from moesim.model import ModelSpec, load_model
+from moesim.model.transforms import check_routing_of_trace
 from moesim.offload.tiers import Formats, Machine, load_machine
 from moesim.traces.bundle import Trace, open_trace, sample_path
 from moesim.units import parse_quantity
 
-__all__ = ["Inputs", "numbers", "open_inputs"]
+__all__ = ["Inputs", "numbers", "open_inputs", "transformed"]
 
 SAMPLE_MODEL = "small-moe-30b-dims"
 
@@ -42,7 +44,7 @@ class Inputs:
 def open_inputs(
     *,
     trace: Path | None,
-    model: str | None,
+    model: str | ModelSpec | None,
     hardware: str,
     memory: str | None,
     bits: float | None,
@@ -65,7 +67,8 @@ def open_inputs(
         )
     folder = trace or sample_path()
     opened = open_trace(folder)
-    spec = load_model(model or SAMPLE_MODEL)
+    spec = model if isinstance(model, ModelSpec) else load_model(model or SAMPLE_MODEL)
+    check_routing_of_trace(spec)
     manifest = opened.manifest
     for what, found, needed in (
         ("experts", manifest.experts, spec.experts),
@@ -102,6 +105,23 @@ def open_inputs(
         ),
         memory_bytes=_quantity("--memory", memory, "bytes"),
     )
+
+
+def transformed(model: str | None, transforms: Sequence[str]) -> str | ModelSpec | None:
+    """The model after transforms; the name as it is without any.
+
+    Raises:
+        UsageError: If there are transforms of no model, or one is not known.
+        InputError: If one does not fit the model.
+    """
+    if not transforms:
+        return model
+    if model is None:
+        raise UsageError(
+            f"--transform {transforms[0]} needs the --model that it changes\n"
+            f"fix: add --model, such as --model {SAMPLE_MODEL} of the bundled sample"
+        )
+    return load_model(model, transforms=transforms)
 
 
 def numbers(option: str, text: str, least: int, most: int) -> list[int]:

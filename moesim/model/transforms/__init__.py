@@ -26,5 +26,13 @@ function                    figure
 
 from moesim.model.transforms.parameters import Parameter, Transform
 from moesim.model.transforms.registry import TRANSFORMS, parse_transform, transform_model
+from moesim.model.transforms.traces import check_routing_of_trace
 
-__all__ = ["TRANSFORMS", "Parameter", "Transform", "parse_transform", "transform_model"]
+__all__ = [
+    "TRANSFORMS",
+    "Parameter",
+    "Transform",
+    "check_routing_of_trace",
+    "parse_transform",
+    "transform_model",
+]

@@ -110,7 +110,10 @@ def token_flops(model: ModelSpec) -> float:
     )
     router = model.hidden_size * model.router_outputs
     by_head = sum(
-        len(mixer.layers) * model.hidden_size * mixer.heads * (mixer.head_dim + mixer.value_head_dim)
+        len(mixer.layers)
+        * model.hidden_size
+        * mixer.heads
+        * (mixer.head_dim + mixer.value_head_dim)
         for mixer in model.mixers
         if mixer.kind == "gqa"
     ) * (1 - variant.head_share)

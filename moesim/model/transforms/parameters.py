@@ -38,6 +38,22 @@ class Parameter:
     optional: bool = False
     choices: tuple[str, ...] = ()
 
+    def to_dict(self) -> dict[str, Any]:
+        """As `moesim model transforms --json` lists it."""
+        limits = (
+            {"choices": list(self.choices)}
+            if self.kind is str
+            else {"least": self.least, "most": self.most}
+        )
+        required = self.default is None and not self.optional
+        return {
+            "name": self.name,
+            "kind": self.kind.__name__,
+            "required": required,
+            "default": self.default,
+            **limits,
+        }
+
     @property
     def usage(self) -> str:
         """``NAME``, in brackets if it may be left out."""

@@ -213,7 +213,7 @@ ROUTING = (
     ),
     Transform(
         "null-experts",
-        "let tokens choose experts that do nothing: fewer copies; even choices unless mean is given",
+        "let tokens choose experts that do nothing: fewer copies; even unless mean is given",
         "AdaMoE, arXiv 2406.13233",
         (Parameter("experts"), TOP_K, Parameter("mean", float, 0, 65535, optional=True)),
         _null,

@@ -20,9 +20,7 @@ __all__ = ["STRUCTURE"]
 
 def _heads(model: ModelSpec, values: Values) -> ModelSpec:
     other = sorted({mixer.kind for mixer in model.mixers if mixer.kind != "gqa"})
-    need(
-        not other, "grouped-query attention in every layer is needed", found=", ".join(other)
-    )
+    need(not other, "grouped-query attention in every layer is needed", found=", ".join(other))
     return change_variant(model, head_share=values["share"])
 
 
@@ -46,9 +44,7 @@ def _hybrid(model: ModelSpec, values: Values) -> ModelSpec:
         attention = [layer for layer in mixer.layers if layer in kept]
         if attention:
             mixers.append(mixer.model_dump(mode="json") | {"layers": attention})
-    replaced = [
-        layer for mixer in groups for layer in mixer.layers if layer not in kept
-    ]
+    replaced = [layer for mixer in groups for layer in mixer.layers if layer not in kept]
     recurrence = _mamba if values["kind"] == "mamba" else _linear
     mixers.append(recurrence(model, groups[0]) | {"layers": sorted(replaced)})
     return change(model, mixers=mixers)
@@ -79,9 +75,7 @@ def _linear(model: ModelSpec, attention: GroupedQueryAttention) -> dict[str, obj
 
 def _recursion(model: ModelSpec, values: Values) -> ModelSpec:
     reuse, depth = values["reuse"], values["depth"] or values["reuse"]
-    need(
-        depth <= reuse, "deeper than the recursion", found=depth, allowed=f"1 … {reuse}"
-    )
+    need(depth <= reuse, "deeper than the recursion", found=depth, allowed=f"1 … {reuse}")
     recursive = change_variant(model, layer_reuse=reuse)
     return recursive if depth == reuse else change_variant(recursive, token_share=depth / reuse)
 
