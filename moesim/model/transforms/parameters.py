@@ -148,7 +148,7 @@ def number(parameter: Parameter, text: str) -> Any:
             )
         return text
     try:
-        value = parameter.kind(text)
+        value: float = int(text) if parameter.kind is int else float(text)
     except ValueError:
         value = math.nan
     if not parameter.least <= value <= parameter.most:

@@ -162,7 +162,7 @@ STORAGE = (
     ),
     Transform(
         "weights",
-        "bits per weight by component; of mixers and dense layers in memory alone (see --gemm-dtype)",
+        "bits per weight by part; of mixers and dense layers in memory alone (cf. --gemm-dtype)",
         "QuantMoE-Bench, arXiv 2406.08155; MoEQuant, arXiv 2505.03804",
         (
             *(

@@ -27,7 +27,7 @@ def work(found, name):
 def test_every_transform_is_priced(name):
     text = "prune:8" if name == "prune" else EXAMPLES[name]
     found = step(text, ep=None, tp=8)
-    assert 0 < found.step_s
+    assert found.step_s > 0
     assert 0 < found.lo_s <= found.hi_s
 
 
