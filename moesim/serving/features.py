@@ -8,7 +8,7 @@ from moesim.serving.costs import interpolate, padded_tokens
 from moesim.serving.deployment import Pool
 from moesim.serving.schedule import Schedule
 
-__all__ = ["step_features"]
+__all__ = ["interpolate_plane", "step_features"]
 
 
 def step_features(schedule: Schedule, pool: Pool) -> dict[str, np.ndarray]:
@@ -37,14 +37,14 @@ def step_features(schedule: Schedule, pool: Pool) -> dict[str, np.ndarray]:
     features["sampled"] = np.where(schedule.sampled > 0, sampled, 0.0)
     decodes = schedule.decode_sequences > 0
     mean = schedule.context / np.maximum(schedule.decode_sequences, 1)
-    features["decode_attention"] = decodes * _plane(
+    features["decode_attention"] = decodes * interpolate_plane(
         tables.decode_sequences,
         tables.decode_context,
         tables.decode_attention_s,
         schedule.decode_sequences,
         mean,
     )
-    chunks = _plane(
+    chunks = interpolate_plane(
         tables.chunk_tokens,
         tables.chunk_past,
         tables.chunk_attention_s,
@@ -60,10 +60,21 @@ def step_features(schedule: Schedule, pool: Pool) -> dict[str, np.ndarray]:
     return features
 
 
-def _plane(
+def interpolate_plane(
     rows: np.ndarray, columns: np.ndarray, table: np.ndarray, x: np.ndarray, y: np.ndarray
 ) -> np.ndarray:
-    """[M] bilinear values at points."""
+    """Values between the points of a plane, bilinear.
+
+    Args:
+        rows: [I] ascending.
+        columns: [J] ascending.
+        table: [I, J].
+        x: [M] along the rows.
+        y: [M] along the columns.
+
+    Returns:
+        [M].
+    """
     along = interpolate(columns, np.asarray(table, float), np.asarray(y, float))  # [rows, M]
     if rows.size == 1:
         return along[0]

@@ -1,0 +1,341 @@
+"""Coefficients of serving: what kernels alone do not say of an engine's steps.
+
+One set per engine, family of systems and mode (one pool, or prefill and decode workers), shared by
+all models. In three layers, each reported apart:
+
+1. Weights of kernel times and seconds of host time per step, sequence, token and kernel, fitted to
+   the logarithm of TPOT. They are drawn towards what all engines have in common, and that towards
+   kernels as they were measured (weights 1).
+2. Releases that draft: where runs of a model with layers for speculative decoding take much less
+   than their kernels do, the release (engine version and date) is marked, and its runs share one
+   factor.
+3. A smooth residual over sizes and shares of time (:mod:`moesim.calibrate.smooth_residual`), which
+   vanishes far from every measured run.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from moesim.calibrate.serving_setups import DESCRIPTORS, HOST_PARTS, TIME_PARTS, RunParts
+from moesim.calibrate.smooth_residual import SmoothResidual, fit_residual
+from moesim.extras import require
+from moesim.schema import Document
+
+__all__ = ["GroupFit", "ServingModel", "family_of", "fit_serving"]
+
+HOST_UNITS_S = (1e-3, 1e-3, 1e-5, 1e-6, 1e-6, 1e-6)
+"""By host part, what a unit of it may take about; fits start below and are drawn there."""
+
+SOFT_FROM = 0.08
+"""Errors beyond 8 % count linearly: that is the noise between repeats of a run."""
+
+WEIGHT_SPREAD = (0.3, 0.25, 0.25)
+"""How far weights lie from 1 in common, an engine from all, and a family from its engine, in
+logarithms; chosen by cross-validation by configuration."""
+HOST_SPREAD = 3.0
+"""By how much more host times may differ."""
+
+DRAFTS_BELOW = -0.25
+"""Median logarithm of measured over predicted from which a release is taken to draft: drafting
+gains 1.4 times and more (DeepSeek-V3, arXiv 2412.19437, section 5.4.3: 1.8 times)."""
+
+LEAST_ROWS = 15
+"""A group with fewer rows takes a wider one's coefficients."""
+
+LENGTHS = {
+    "log ep": 2.0,
+    "attention dp": 2.0,
+    "log devices": 2.0,
+    "share of gemm": 2.0,
+    "share of experts": 2.0,
+    "share of collectives": 2.0,
+    "share of attention": 2.0,
+    "share of small kernels": 2.0,
+    "share of prefill": 2.0,
+    "log tpot": 4.0,
+    "bits": 2.0,
+    "dense": 2.0,
+    "months": 4.0,
+    "split": 1.0,
+}
+"""Of the residual's descriptors; 3 where none is named. Chosen by cross-validation."""
+
+TPOT_RESIDUAL = {"amplitude": 0.25, "noise": 0.05, "outlier": 0.12}
+TTFT_RESIDUAL = {"amplitude": 0.6, "noise": 0.12, "outlier": 0.25}
+TTFT_PARTS = ("kernels", "request", "input_token", "tpot", "slot")
+"""Seconds of kernels until the first token, and of host time per request, per input token, per
+output-token time (an engine looks for new requests every few steps), and per slot of the loop."""
+TTFT_START = (1.0, 0.03, 3e-6, 3.0, 0.01)
+TTFT_SPREAD = (0.3, 2.0, 2.0, 2.0, 2.0)
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """TPOT and TTFT of a run with the ends of their 80 % intervals, in seconds."""
+
+    tpot_s: float
+    tpot_lo_s: float
+    tpot_hi_s: float
+    ttft_s: float
+    ttft_lo_s: float
+    ttft_hi_s: float
+    drafts: bool
+
+
+class GroupFit(Document):
+    """Coefficients of an engine on a family of systems, in one mode.
+
+    Attributes:
+        engine: The engine; ``any`` for all.
+        family: ``hopper``, ``blackwell`` or ``any``.
+        mode: ``agg`` or ``disagg``.
+        rows: Fitted.
+        systems: Fitted on.
+        weights: By :data:`TIME_PARTS`.
+        host_s: Seconds by unit of :data:`HOST_PARTS`.
+        ttft: By :data:`TTFT_PARTS`.
+        drafting: Releases that draft.
+        drafting_log: Logarithm of the factor that they share.
+        tpot_band: Ends of the 80 % interval of the physics alone, as factors.
+        ttft_band: The same of TTFT.
+        tpot_residual: On top of the weights.
+        ttft_residual: The same of TTFT.
+    """
+
+    engine: str
+    family: str
+    mode: str
+    rows: int
+    systems: tuple[str, ...]
+    weights: dict[str, float]
+    host_s: dict[str, float]
+    ttft: dict[str, float]
+    drafting: tuple[str, ...]
+    drafting_log: float
+    tpot_band: tuple[float, float]
+    ttft_band: tuple[float, float]
+    tpot_residual: SmoothResidual
+    ttft_residual: SmoothResidual
+
+    @cached_property
+    def _coefficients(self) -> np.ndarray:
+        times = [self.weights[name] for name in TIME_PARTS]
+        return np.array(times + [self.host_s[name] for name in HOST_PARTS])
+
+    def predict(self, runs: Sequence[RunParts], residual: bool = True) -> list[Predicted]:
+        """TPOT and TTFT with their intervals.
+
+        Args:
+            runs: Of the group's engine.
+            residual: Whether the smooth residual sits on top.
+        """
+        marks = np.array([release_of(run) in self.drafting for run in runs], float)
+        points = _points(runs, marks, self.systems)
+        tpot = _stack(runs, "tpot") @ self._coefficients * np.exp(self.drafting_log * marks)
+        ttft = _ttft_parts(runs, tpot) @ np.array([self.ttft[name] for name in TTFT_PARTS])
+        found = []
+        for physics, process, band in (
+            (tpot, self.tpot_residual, self.tpot_band),
+            (ttft, self.ttft_residual, self.ttft_band),
+        ):
+            if residual:
+                mean, half = process.predict(points)
+                middle = physics * np.exp(mean)
+                found += [middle, middle * np.exp(-half), middle * np.exp(half)]
+            else:
+                found += [physics, physics * band[0], physics * band[1]]
+        columns = zip(*(column.tolist() for column in found), strict=True)
+        return [Predicted(*row, drafts=bool(m)) for row, m in zip(columns, marks, strict=True)]
+
+
+class ServingModel(Document):
+    """All groups, and what they were fitted to."""
+
+    schema_id: ClassVar[str] = "moesim.serving-fit/1"
+
+    source: str
+    rows: int
+    date: str
+    command: str
+    notes: tuple[str, ...] = ()
+    groups: tuple[GroupFit, ...] = Field(min_length=1)
+
+    def find(self, engine: str, family: str, mode: str) -> GroupFit:
+        """The group of a run, or the widest that says something of it."""
+        for wanted in ((engine, family, mode), (engine, "any", mode), ("any", "any", mode)):
+            for group in self.groups:
+                if (group.engine, group.family, group.mode) == wanted:
+                    return group
+        return self.groups[-1]
+
+
+def family_of(system: str) -> str:
+    """Architecture of a system: kernels and engines' paths differ between them."""
+    return "hopper" if system.startswith("h") else "blackwell"
+
+
+def release_of(run: RunParts) -> str:
+    """What a run shares with others of one engine version, one day, and drafting or not."""
+    of = run.run
+    return f"{of.engine} {of.version or 'unknown'} {of.date or 'undated'}" if run.drafts else ""
+
+
+def fit_serving(
+    runs: Sequence[RunParts], *, source: str = "", date: str = "", command: str = ""
+) -> ServingModel:
+    """Fit all groups.
+
+    Args:
+        runs: Measured.
+        source: Of the rows, for the document.
+        date: Of the fit.
+        command: That repeats it.
+
+    Raises:
+        MissingExtraError: If scipy is not installed.
+    """
+    groups: list[GroupFit] = []
+    for mode in ("agg", "disagg"):
+        own = [run for run in runs if run.run.mode == mode]
+        if len(own) < LEAST_ROWS:
+            continue
+        common = _weights(own, _prior(), 0)
+        wide = _group("any", "any", mode, own, common)
+        by_engine: dict[str, list[RunParts]] = defaultdict(list)
+        for run in own:
+            by_engine[run.run.engine].append(run)
+        for engine, of_engine in sorted(by_engine.items()):
+            if len(of_engine) < LEAST_ROWS:
+                continue
+            middle = _weights(of_engine, common, 1)
+            groups.append(_group(engine, "any", mode, of_engine, middle))
+            for family in ("blackwell", "hopper"):
+                near = [run for run in of_engine if family_of(run.run.system) == family]
+                if len(near) >= LEAST_ROWS:
+                    groups.append(_group(engine, family, mode, near, _weights(near, middle, 2)))
+        groups.append(wide)
+    return ServingModel(
+        source=source, rows=len(runs), date=date, command=command, groups=tuple(groups)
+    )
+
+
+def _prior() -> np.ndarray:
+    """[P] logarithms of weights 1 and of small host times."""
+    return np.log([*(1.0 for _ in TIME_PARTS), *(unit / np.e for unit in HOST_UNITS_S)])
+
+
+def _stack(runs: Sequence[RunParts], name: str) -> np.ndarray:
+    return np.array([getattr(run, name) for run in runs])
+
+
+def _weights(runs: Sequence[RunParts], prior: np.ndarray, level: int) -> np.ndarray:
+    """[P] logarithms of coefficients, fitted to runs that do not draft."""
+    parts, measured = _stack(runs, "tpot"), np.array([run.run.tpot_s for run in runs])
+    spread = np.full(len(prior), WEIGHT_SPREAD[level])
+    spread[len(TIME_PARTS) :] *= HOST_SPREAD
+    found = _fit(parts, measured, prior, spread, SOFT_FROM)
+    marks = _drafting_marks(runs, np.log(measured / (parts @ np.exp(found))))
+    plain = marks == 0
+    if marks.any() and plain.sum() >= LEAST_ROWS:
+        found = _fit(parts[plain], measured[plain], prior, spread, SOFT_FROM)
+    return found
+
+
+def _fit(
+    parts: np.ndarray, measured: np.ndarray, prior: np.ndarray, spread: np.ndarray, soft: float
+) -> np.ndarray:
+    """[P] logarithms of positive coefficients by robust least squares on logarithms."""
+    optimize = require("scipy.optimize", "measured", "fitting serving coefficients")
+
+    def residual(logs: np.ndarray) -> np.ndarray:
+        off = np.log(parts @ np.exp(logs) / measured) / soft
+        # The square root of the pseudo-Huber loss: large errors count linearly.
+        robust = np.sign(off) * np.sqrt(2 * (np.sqrt(1 + off**2) - 1))
+        return np.concatenate([robust, (logs - prior) / spread])
+
+    found: np.ndarray = optimize.least_squares(residual, prior, max_nfev=60).x
+    return found
+
+
+def _drafting_marks(runs: Sequence[RunParts], left: np.ndarray) -> np.ndarray:
+    """[N] 1 for runs of releases whose median run takes much less than its kernels."""
+    by_release: dict[str, list[int]] = defaultdict(list)
+    for place, run in enumerate(runs):
+        if name := release_of(run):
+            by_release[name].append(place)
+    marks = np.zeros(len(runs))
+    for places in by_release.values():
+        if np.median(left[places]) < DRAFTS_BELOW:
+            marks[places] = 1.0
+    return marks
+
+
+def _ttft_parts(runs: Sequence[RunParts], tpot_s: np.ndarray) -> np.ndarray:
+    """[N, TTFT_PARTS]."""
+    kernels = _stack(runs, "ttft")[:, : len(TIME_PARTS)].sum(axis=1)
+    prompts = np.array([float(run.run.isl) for run in runs])
+    slots = np.array([float(run.run.concurrency) for run in runs]) * tpot_s
+    return np.stack([kernels, np.ones(len(runs)), prompts, tpot_s, slots], axis=1)
+
+
+def _points(runs: Sequence[RunParts], marks: np.ndarray, systems: Sequence[str]) -> np.ndarray:
+    """[N, D] where the residual's rows lie: drafting and system are far from anything else."""
+    own = np.array([[float(run.run.system == name) for name in systems] for run in runs])
+    return np.concatenate([_stack(runs, "descriptors"), 4 * marks[:, None], own], axis=1)
+
+
+def _group(
+    engine: str, family: str, mode: str, runs: Sequence[RunParts], logs: np.ndarray
+) -> GroupFit:
+    """Everything else of a group, given its weights."""
+    tpot_s, ttft_s = (
+        np.array([getattr(run.run, name) for run in runs]) for name in ("tpot_s", "ttft_s")
+    )
+    coefficients = np.exp(logs)
+    physics = _stack(runs, "tpot") @ coefficients
+    left = np.log(tpot_s / physics)
+    marks = _drafting_marks(runs, left)
+    gain = float(np.median(left[marks > 0])) if marks.any() else 0.0
+    left = left - gain * marks
+    systems = tuple(sorted({run.run.system for run in runs}))
+    points = _points(runs, marks, systems)
+    names = (*DESCRIPTORS, "drafting", *systems)
+    lengths = np.array([LENGTHS.get(name, 1.0 if name in systems else 3.0) for name in names])
+    first = _ttft_parts(runs, physics * np.exp(gain * marks))
+    ttft = np.exp(_fit(first, ttft_s, np.log(TTFT_START), np.array(TTFT_SPREAD), 3 * SOFT_FROM))
+    ttft_left = np.log(ttft_s / (first @ ttft))
+    together = [run.run.configuration for run in runs]
+    return GroupFit(
+        engine=engine,
+        family=family,
+        mode=mode,
+        rows=len(runs),
+        systems=systems,
+        weights=dict(zip(TIME_PARTS, _rounded(coefficients), strict=False)),
+        host_s=dict(zip(HOST_PARTS, _rounded(coefficients[len(TIME_PARTS) :]), strict=True)),
+        ttft=dict(zip(TTFT_PARTS, _rounded(ttft), strict=True)),
+        drafting=tuple(sorted({release_of(r) for r, m in zip(runs, marks, strict=True) if m})),
+        drafting_log=gain,
+        tpot_band=_band(left),
+        ttft_band=_band(ttft_left),
+        tpot_residual=fit_residual(points, left, lengths, together=together, **TPOT_RESIDUAL),
+        ttft_residual=fit_residual(points, ttft_left, lengths, together=together, **TTFT_RESIDUAL),
+    )
+
+
+def _rounded(values: np.ndarray) -> list[float]:
+    return [float(f"{value:.5g}") for value in values]
+
+
+def _band(left: np.ndarray) -> tuple[float, float]:
+    """Ends that hold 80 % of the ratios of measured over predicted."""
+    low, high = np.exp(np.quantile(left, (0.1, 0.9)))
+    return float(min(low, 1.0)), float(max(high, 1.0))

@@ -1,0 +1,326 @@
+"""From a measured run to what its times are made of.
+
+An aggregated run is simulated once: in a closed loop the order of steps does not depend on how long
+they take, so mean TPOT and mean TTFT are weighted sums of step times, and those are sums of parts
+(:func:`moesim.serving.features.step_features`). A run with prefill and decode workers is described
+by one decode step of a worker and the prefill of one prompt, since most tables do not say how many
+workers there were.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from math import ceil, log
+
+import numpy as np
+
+from moesim.calibrate.serving_rows import MeasuredRun, RunLayout
+from moesim.cluster import load_cluster
+from moesim.errors import MoesimError
+from moesim.forward.expert_load import parse_distribution
+from moesim.forward.formats import Formats
+from moesim.forward.layout import Layout
+from moesim.forward.machine import Machine
+from moesim.forward.step_tables import COMPONENTS, StepTables, build_step_tables
+from moesim.hardware import Device
+from moesim.model import ModelSpec, load_model
+from moesim.serving.costs import interpolate
+from moesim.serving.deployment import Deployment, Pool
+from moesim.serving.engines import EnginePolicy, find_engine
+from moesim.serving.features import interpolate_plane, step_features
+from moesim.serving.loads import closed_loop, parse_lengths
+from moesim.serving.schedule import latency_weights
+from moesim.serving.simulation import simulate_requests
+
+__all__ = ["DESCRIPTORS", "HOST_PARTS", "TIME_PARTS", "RunParts", "describe_run"]
+
+TIME_PARTS = (
+    *(f"{name}.{kind}" for name in COMPONENTS for kind in ("decode", "prefill")),
+    *("sampled", "decode_attention", "chunk_attention"),
+)
+"""Seconds of kernels, in decode-only steps and in steps with prefill."""
+
+HOST_PARTS = (
+    *("steps.decode", "steps.prefill", "sequences", "prefill_tokens"),
+    *("kernels.decode", "kernels.prefill"),
+)
+"""Numbers that host time may be proportional to."""
+
+DESCRIPTORS = (
+    *("log concurrency", "log isl", "log osl", "log devices", "log ep", "attention dp"),
+    *("log sequences per device", "share of prefill", "share of gemm", "share of experts"),
+    *("share of collectives", "share of attention", "share of small kernels", "log tpot"),
+    *("bits", "dense", "log ttft over tpot", "months", "split"),
+)
+"""What a residual may depend on: sizes of the run, and shares of the predicted time."""
+
+ROUTING = "power-law:1.01"
+"""Skew of the tokens over experts: that of NVIDIA's balanced-like benchmark distribution, which the
+measured kernels were timed with; random prompts route much like it."""
+
+LENGTHS = "uniform:0.8"
+"""What the public harness draws (InferenceX, ``--random-range-ratio 0.8``)."""
+
+REQUESTS_AT_MOST = 4096
+"""Beyond so many requests their mean does not change by more than the noise of a run."""
+
+LAST_MONTHS = 6.0
+"""Months since the first measured run, where no date is stated."""
+
+SHARE_SCALE = 3.0
+"""Shares of time differ by tenths where logarithms differ by halves."""
+
+
+@dataclass(frozen=True, eq=False)
+class RunParts:
+    """What a run's times are made of.
+
+    Attributes:
+        run: The run.
+        tpot: [TIME_PARTS + HOST_PARTS] seconds, and numbers, per output token.
+        ttft: The same until the first token.
+        descriptors: [DESCRIPTORS].
+        drafts: Whether the model has layers for speculative decoding.
+    """
+
+    run: MeasuredRun
+    tpot: np.ndarray
+    ttft: np.ndarray
+    descriptors: np.ndarray
+    drafts: bool
+
+    @property
+    def kernels_s(self) -> float:
+        """Seconds of kernels per output token."""
+        return float(self.tpot[: len(TIME_PARTS)].sum())
+
+
+def describe_run(run: MeasuredRun) -> RunParts | str:
+    """The parts of a run's times, or why there are none."""
+    try:
+        model = load_model(run.model, dense=True)
+        if run.mode == "disagg":
+            tpot, ttft, devices = _split(run, model)
+        elif run.layout.rule == "total":
+            pool = _pool(run, model, run.layout)
+            tpot, ttft = _one_step(run, pool), _one_prompt(run, pool)
+            devices = run.layout.devices
+        else:
+            tpot, ttft = _simulated(run, _pool(run, model, run.layout))
+            devices = run.layout.devices
+    except MoesimError as error:
+        return str(error).split("\n")[0]
+    return RunParts(
+        run, tpot, ttft, _descriptors(run, model, tpot, ttft, devices), bool(model.mtp_layers)
+    )
+
+
+def _simulated(run: MeasuredRun, pool: Pool) -> tuple[np.ndarray, np.ndarray]:
+    count = min(10 * run.concurrency, max(REQUESTS_AT_MOST, 2 * run.concurrency))
+    requests = closed_loop(run.concurrency, run.isl, run.osl, parse_lengths(LENGTHS), count=count)
+    schedule = simulate_requests(Deployment(pool), requests)
+    parts = step_features(schedule, pool)
+    tpot, ttft = (_summed(parts, schedule.kind, w) for w in latency_weights(schedule))
+    return tpot, ttft
+
+
+def _summed(parts: dict[str, np.ndarray], kind: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """[TIME_PARTS + HOST_PARTS] weighted sums over steps."""
+    by_kind = {"decode": weights * (kind == 0), "prefill": weights * (kind == 1)}
+    sums = [float(parts[name] @ by_kind[way]) for name in COMPONENTS for way in by_kind]
+    sums += [float(parts[name] @ weights) for name in TIME_PARTS[-3:]]
+    sums += [float(by_kind[way].sum()) for way in by_kind]
+    sums += [float(parts["sequences"] @ weights), float(parts["tokens"] @ by_kind["prefill"])]
+    sums += [float(parts["kernels"] @ by_kind[way]) for way in by_kind]
+    return np.array(sums)
+
+
+def _split(run: MeasuredRun, model: ModelSpec) -> tuple[np.ndarray, np.ndarray, int]:
+    """Times of prefill and decode workers, and devices of a decode worker."""
+    decode = _pool(run, model, run.layout)
+    first = _pool(run, model, run.prefill or run.layout)
+    return _one_step(run, decode), _one_prompt(run, first), decode.groups * run.layout.tp
+
+
+def _one_step(run: MeasuredRun, pool: Pool) -> np.ndarray:
+    """A decode step of a worker: with as few workers as hold all sequences, if not stated."""
+    context = run.isl + run.osl / 2
+    room = max(1, pool.kv_tokens * pool.groups)
+    workers = run.workers or ceil(run.concurrency * context / room)
+    sequences = max(1, ceil(run.concurrency / workers / pool.groups))
+    tables = pool.tables
+    at = np.array([float(sequences)])
+    sums = [
+        float(interpolate(tables.tokens, tables.token_s[0, row], at)[0]) if way == 0 else 0.0
+        for row in range(len(COMPONENTS))
+        for way in (0, 1)
+    ]
+    sums.append(float(interpolate(tables.tokens, tables.sampled_s, at)[0]))
+    attention = interpolate_plane(
+        tables.decode_sequences,
+        tables.decode_context,
+        tables.decode_attention_s,
+        at,
+        np.array([context]),
+    )
+    sums += [float(attention[0]), 0.0]
+    sums += [1.0, 0.0, float(sequences), 0.0, float(tables.kernels[0]), 0.0]
+    return np.array(sums)
+
+
+def _one_prompt(run: MeasuredRun, pool: Pool) -> np.ndarray:
+    """Prefill of one prompt, in chunks of the engine's budget."""
+    tables, budget = pool.tables, pool.policy.token_budget
+    new = np.array([float(min(budget, run.isl - past)) for past in range(0, run.isl, budget)])
+    past = np.arange(len(new)) * float(budget)
+    sums = []
+    for row in range(len(COMPONENTS)):
+        sums += [0.0, float(interpolate(tables.tokens, tables.token_s[1, row], new).sum())]
+    sums.append(float(tables.sampled_s[0]))
+    chunks = interpolate_plane(
+        tables.chunk_tokens, tables.chunk_past, tables.chunk_attention_s, new, past
+    )
+    sums += [0.0, float(chunks.sum())]
+    steps = float(len(new))
+    sums += [0.0, steps, steps, float(run.isl), 0.0, steps * float(tables.kernels[1])]
+    return np.array(sums)
+
+
+def _pool(run: MeasuredRun, model: ModelSpec, stated: RunLayout) -> Pool:
+    """A worker's step times and policy; raised to devices that hold the weights."""
+    while True:
+        tables, policy, layout = _tables(
+            run.engine, run.model, run.system, run.precision, run.block_scaled, stated
+        )
+        if tables.kv_capacity_tokens > run.isl + run.osl or stated.devices >= 64:
+            break
+        stated = _doubled(stated, model)
+    return Pool(
+        tables,
+        policy,
+        max(tables.kv_capacity_tokens, 2 * (run.isl + run.osl)),
+        groups=layout.dp,
+        lanes=layout.pp,
+    )
+
+
+def _doubled(stated: RunLayout, model: ModelSpec) -> RunLayout:
+    """Twice the devices: what a table calls one device is then a share of a deployment."""
+    if stated.dp > 1 or (model.moe_layers and stated.tp >= 8):
+        return RunLayout(
+            stated.tp, 2 * stated.dp, stated.moe_tp, 2 * stated.ep, stated.pp, stated.rule
+        )
+    return RunLayout(2 * stated.tp, 1, 2 * stated.moe_tp, stated.ep, stated.pp, stated.rule)
+
+
+@lru_cache(maxsize=512)
+def _tables(
+    engine: str, name: str, system: str, precision: str, block_scaled: bool, stated: RunLayout
+) -> tuple[StepTables, EnginePolicy, Layout]:
+    model = load_model(name, dense=True)
+    layout = _layout(stated, model)
+    machine = _machine(system, layout.devices, engine)
+    policy = find_engine(engine, memory_bytes=machine.device.memory_bytes, groups=layout.dp)
+    tables = build_step_tables(
+        model,
+        machine,
+        layout,
+        _formats(engine, precision, block_scaled, model, machine.device),
+        parse_distribution(ROUTING),
+        max_tokens=policy.token_budget,
+    )
+    return tables, policy, layout
+
+
+def _layout(stated: RunLayout, model: ModelSpec) -> Layout:
+    tp, dp, moe_tp, ep = stated.tp, stated.dp, stated.moe_tp, stated.ep
+    if stated.rule == "total":
+        # The largest power of two within the deployment, attention and experts spread over it.
+        tp, moe_tp = 1, 1
+        dp = ep = 2 ** int(log(stated.devices, 2))
+    if not model.moe_layers:
+        moe_tp, ep = tp * dp, 1
+    layout = Layout.complete(
+        tp * dp * stated.pp,
+        tp=tp,
+        dp=dp,
+        ep=ep,
+        moe_tp=moe_tp,
+        pp=stated.pp,
+        dispatch="allgather" if dp > 1 else None,
+    )
+    layout.check(model)
+    return layout
+
+
+@lru_cache(maxsize=256)
+def _machine(system: str, devices: int, engine: str) -> Machine:
+    name = f"{devices}x{system}" if devices <= 8 else f"{devices // 8}x8x{system}"
+    if system.startswith("gb") and devices > 4:
+        name = f"{devices}x{system}" if devices < 72 else f"72x{system}"
+    return Machine(load_cluster(name), find_engine(engine).kernels, "fitted")
+
+
+def _formats(
+    engine: str, precision: str, block_scaled: bool, model: ModelSpec, device: Device
+) -> Formats:
+    """Number formats of a checkpoint of that precision.
+
+    FP4 checkpoints of Mixture-of-Experts models keep their projections in bfloat16 (NVIDIA
+    ModelOpt's recipes). TensorRT-LLM's runs keep an FP8 cache (InferenceX), others the model's.
+    """
+    kv = "fp8" if engine == "trtllm" else "bfloat16"
+    if model.quantisation.method == "mxfp4":
+        wide = "w4a8_mxfp4_mxfp8" if "fp4" in device.peak else "w4a16_mxfp4"
+        return Formats("bfloat16", wide, kv)
+    if precision == "fp4":
+        return Formats("bfloat16" if model.moe_layers else "nvfp4", "nvfp4", kv)
+    if precision == "fp8":
+        dtype = "fp8_block" if model.moe_layers or block_scaled else "fp8"
+        return Formats(dtype, dtype, kv)
+    return Formats("bfloat16", "bfloat16", kv)
+
+
+def _descriptors(
+    run: MeasuredRun, model: ModelSpec, tpot: np.ndarray, ttft: np.ndarray, devices: int
+) -> np.ndarray:
+    times = dict(zip(TIME_PARTS, tpot[: len(TIME_PARTS)], strict=True))
+    total = sum(times.values())
+    first = float(ttft[: len(TIME_PARTS)].sum())
+
+    def share(*names: str) -> float:
+        return SHARE_SCALE * sum(t for key, t in times.items() if key.startswith(names)) / total
+
+    prefill = [key for key in TIME_PARTS if key.endswith(".prefill")] + ["chunk_attention"]
+    bits = {"fp4": 4, "fp8": 8}.get(run.precision, 16)
+    values = {
+        "log concurrency": log(run.concurrency),
+        "log isl": log(run.isl),
+        "log osl": log(run.osl),
+        "log devices": log(devices),
+        "log ep": log(run.layout.ep),
+        "attention dp": float(run.layout.dp > 1),
+        "log sequences per device": log(run.concurrency / devices),
+        "share of prefill": share(*prefill),
+        "share of gemm": share("gemm"),
+        "share of experts": share("experts"),
+        "share of collectives": share("collective", "dispatch"),
+        "share of attention": share("decode_attention", "chunk_attention"),
+        "share of small kernels": share("small"),
+        "log tpot": log(total),
+        "bits": bits / 6,
+        "dense": float(not model.moe_layers),
+        "log ttft over tpot": log(max(first, 1e-4) / total),
+        "months": _months(run.date),
+        "split": 4.0 * (run.mode == "disagg"),
+    }
+    return np.array([values[name] for name in DESCRIPTORS])
+
+
+def _months(date: str) -> float:
+    try:
+        days = (np.datetime64(date) - np.datetime64("2025-11-01")) / np.timedelta64(1, "D")
+    except ValueError:
+        return LAST_MONTHS
+    return float(days) / 30 if date else LAST_MONTHS
