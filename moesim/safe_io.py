@@ -389,11 +389,19 @@ def write_atomic(path: str | Path, data: str | bytes) -> Path:
     return _write(Path(path), lambda stream: stream.write(raw))
 
 
-def write_json(path: str | Path, value: object) -> Path:
-    """JSON, indented, keys in the order given, with a final newline; written whole."""
-    return write_atomic(
-        path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+def write_json(path: str | Path, value: object, *, compact: bool = False) -> Path:
+    """JSON, keys in the order given, with a final newline; written whole.
+
+    Args:
+        path: Of the file.
+        value: Plain data.
+        compact: Without indents, for long tables of numbers.
+    """
+    indent, separators = (None, (",", ":")) if compact else (1, None)
+    text = json.dumps(
+        value, indent=indent, separators=separators, allow_nan=False, ensure_ascii=False
     )
+    return write_atomic(path, text + "\n")
 
 
 def write_npy(path: str | Path, array: np.ndarray) -> Path:

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import ClassVar
 
 import numpy as np
@@ -27,11 +27,13 @@ from pydantic import Field
 from moesim.calibrate.serving_setups import DESCRIPTORS, HOST_PARTS, TIME_PARTS, RunParts
 from moesim.calibrate.smooth_residual import SmoothResidual, fit_residual
 from moesim.extras import require
-from moesim.schema import Document
+from moesim.hardware import profiles_folder
+from moesim.schema import Document, Evidence
+from moesim.serving.coefficients import ServingCoefficients, family_of
 
-__all__ = ["GroupFit", "ServingModel", "family_of", "fit_serving"]
+__all__ = ["GroupFit", "ServingModel", "fit_serving", "shipped_serving", "step_coefficients"]
 
-HOST_UNITS_S = (1e-3, 1e-3, 1e-5, 1e-6, 1e-6, 1e-6)
+HOST_UNITS_S = (1e-3, 1e-3, 1e-5, 1e-6, 1e-6)
 """By host part, what a unit of it may take about; fits start below and are drawn there."""
 
 SOFT_FROM = 0.08
@@ -106,7 +108,8 @@ class GroupFit(Document):
         drafting_log: Logarithm of the factor that they share.
         tpot_band: Ends of the 80 % interval of the physics alone, as factors.
         ttft_band: The same of TTFT.
-        tpot_residual: On top of the weights.
+        points: [N, D] where the residuals' rows lie: descriptors, drafting, systems.
+        tpot_residual: On top of the weights; None in groups that stand in for others.
         ttft_residual: The same of TTFT.
     """
 
@@ -122,8 +125,9 @@ class GroupFit(Document):
     drafting_log: float
     tpot_band: tuple[float, float]
     ttft_band: tuple[float, float]
-    tpot_residual: SmoothResidual
-    ttft_residual: SmoothResidual
+    points: tuple[tuple[float, ...], ...] = ()
+    tpot_residual: SmoothResidual | None = None
+    ttft_residual: SmoothResidual | None = None
 
     @cached_property
     def _coefficients(self) -> np.ndarray:
@@ -146,8 +150,8 @@ class GroupFit(Document):
             (tpot, self.tpot_residual, self.tpot_band),
             (ttft, self.ttft_residual, self.ttft_band),
         ):
-            if residual:
-                mean, half = process.predict(points)
+            if residual and process is not None:
+                mean, half = process.predict(np.array(self.points), points)
                 middle = physics * np.exp(mean)
                 found += [middle, middle * np.exp(-half), middle * np.exp(half)]
             else:
@@ -177,9 +181,44 @@ class ServingModel(Document):
         return self.groups[-1]
 
 
-def family_of(system: str) -> str:
-    """Architecture of a system: kernels and engines' paths differ between them."""
-    return "hopper" if system.startswith("h") else "blackwell"
+def step_coefficients(model: ServingModel) -> tuple[ServingCoefficients, ...]:
+    """What the simulation of one pool takes of a fit: the physics, without residuals."""
+    return tuple(
+        ServingCoefficients(
+            engine="" if group.engine == "any" else group.engine,
+            family="" if group.family == "any" else group.family,
+            systems=group.systems,
+            weights=_by_kind(group.weights),
+            step_host_s=(group.host_s["steps.decode"], group.host_s["steps.prefill"]),
+            sequence_host_s=group.host_s["sequences"],
+            token_host_s=group.host_s["tokens"],
+            kernel_host_s=group.host_s["kernels"],
+            request_host_s=group.ttft["request"],
+            tpot_band=group.tpot_band,
+            ttft_band=group.ttft_band,
+            evidence=Evidence.FITTED,
+        )
+        for group in model.groups
+        if group.mode == "agg"
+    )
+
+
+def _by_kind(weights: dict[str, float]) -> dict[str, tuple[float, float]]:
+    """By component, factors in decode-only steps and in steps with prefill."""
+    names = dict.fromkeys(name.partition(".")[0] for name in TIME_PARTS)
+    return {
+        name: (
+            weights.get(f"{name}.decode", weights.get(name, 1.0)),
+            weights.get(f"{name}.prefill", weights.get(name, 1.0)),
+        )
+        for name in names
+    }
+
+
+@cache
+def shipped_serving() -> ServingModel:
+    """The fit that comes with moesim."""
+    return ServingModel.load(profiles_folder() / "fitted" / "serving.json")
 
 
 def release_of(run: RunParts) -> str:
@@ -208,7 +247,7 @@ def fit_serving(
         if len(own) < LEAST_ROWS:
             continue
         common = _weights(own, _prior(), 0)
-        wide = _group("any", "any", mode, own, common)
+        wide = _group("any", "any", mode, own, common, alone=False)
         by_engine: dict[str, list[RunParts]] = defaultdict(list)
         for run in own:
             by_engine[run.run.engine].append(run)
@@ -216,7 +255,7 @@ def fit_serving(
             if len(of_engine) < LEAST_ROWS:
                 continue
             middle = _weights(of_engine, common, 1)
-            groups.append(_group(engine, "any", mode, of_engine, middle))
+            groups.append(_group(engine, "any", mode, of_engine, middle, alone=False))
             for family in ("blackwell", "hopper"):
                 near = [run for run in of_engine if family_of(run.run.system) == family]
                 if len(near) >= LEAST_ROWS:
@@ -293,7 +332,12 @@ def _points(runs: Sequence[RunParts], marks: np.ndarray, systems: Sequence[str])
 
 
 def _group(
-    engine: str, family: str, mode: str, runs: Sequence[RunParts], logs: np.ndarray
+    engine: str,
+    family: str,
+    mode: str,
+    runs: Sequence[RunParts],
+    logs: np.ndarray,
+    alone: bool = True,
 ) -> GroupFit:
     """Everything else of a group, given its weights."""
     tpot_s, ttft_s = (
@@ -306,7 +350,7 @@ def _group(
     gain = float(np.median(left[marks > 0])) if marks.any() else 0.0
     left = left - gain * marks
     systems = tuple(sorted({run.run.system for run in runs}))
-    points = _points(runs, marks, systems)
+    points = np.round(_points(runs, marks, systems), 3)
     names = (*DESCRIPTORS, "drafting", *systems)
     lengths = np.array([LENGTHS.get(name, 1.0 if name in systems else 3.0) for name in names])
     first = _ttft_parts(runs, physics * np.exp(gain * marks))
@@ -326,8 +370,13 @@ def _group(
         drafting_log=gain,
         tpot_band=_band(left),
         ttft_band=_band(ttft_left),
-        tpot_residual=fit_residual(points, left, lengths, together=together, **TPOT_RESIDUAL),
-        ttft_residual=fit_residual(points, ttft_left, lengths, together=together, **TTFT_RESIDUAL),
+        points=tuple(map(tuple, points.tolist())) if alone else (),
+        tpot_residual=fit_residual(points, left, lengths, together=together, **TPOT_RESIDUAL)
+        if alone
+        else None,
+        ttft_residual=fit_residual(points, ttft_left, lengths, together=together, **TTFT_RESIDUAL)
+        if alone
+        else None,
     )
 
 

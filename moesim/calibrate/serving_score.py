@@ -11,9 +11,10 @@ from typing import Literal
 
 import numpy as np
 
-from moesim.calibrate.serving_fit import Predicted, ServingModel, family_of, fit_serving
+from moesim.calibrate.serving_fit import Predicted, ServingModel, fit_serving
 from moesim.calibrate.serving_rows import MeasuredRun, Refused
 from moesim.calibrate.serving_setups import RunParts, describe_run
+from moesim.serving.coefficients import family_of
 
 __all__ = ["Quantity", "Scored", "describe_runs", "held_out", "predict_runs", "score_lines"]
 

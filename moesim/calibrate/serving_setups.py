@@ -41,10 +41,7 @@ TIME_PARTS = (
 )
 """Seconds of kernels, in decode-only steps and in steps with prefill."""
 
-HOST_PARTS = (
-    *("steps.decode", "steps.prefill", "sequences", "prefill_tokens"),
-    *("kernels.decode", "kernels.prefill"),
-)
+HOST_PARTS = ("steps.decode", "steps.prefill", "sequences", "tokens", "kernels")
 """Numbers that host time may be proportional to."""
 
 DESCRIPTORS = (
@@ -131,8 +128,7 @@ def _summed(parts: dict[str, np.ndarray], kind: np.ndarray, weights: np.ndarray)
     sums = [float(parts[name] @ by_kind[way]) for name in COMPONENTS for way in by_kind]
     sums += [float(parts[name] @ weights) for name in TIME_PARTS[-3:]]
     sums += [float(by_kind[way].sum()) for way in by_kind]
-    sums += [float(parts["sequences"] @ weights), float(parts["tokens"] @ by_kind["prefill"])]
-    sums += [float(parts["kernels"] @ by_kind[way]) for way in by_kind]
+    sums += [float(parts[name] @ weights) for name in ("sequences", "tokens", "kernels")]
     return np.array(sums)
 
 
@@ -165,7 +161,7 @@ def _one_step(run: MeasuredRun, pool: Pool) -> np.ndarray:
         np.array([context]),
     )
     sums += [float(attention[0]), 0.0]
-    sums += [1.0, 0.0, float(sequences), 0.0, float(tables.kernels[0]), 0.0]
+    sums += [1.0, 0.0, float(sequences), float(sequences), float(tables.kernels[0])]
     return np.array(sums)
 
 
@@ -183,7 +179,7 @@ def _one_prompt(run: MeasuredRun, pool: Pool) -> np.ndarray:
     )
     sums += [0.0, float(chunks.sum())]
     steps = float(len(new))
-    sums += [0.0, steps, steps, float(run.isl), 0.0, steps * float(tables.kernels[1])]
+    sums += [0.0, steps, steps, float(run.isl), steps * float(tables.kernels[1])]
     return np.array(sums)
 
 

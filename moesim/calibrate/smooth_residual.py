@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from functools import cached_property
 
 import numpy as np
 from pydantic import Field
@@ -31,7 +30,6 @@ class SmoothResidual(Document):
         amplitude: Spread of the residuals, in logarithms.
         noise: Spread between runs of one set-up.
         widening: Factor on the standard deviation that makes 80 % intervals hold 80 %.
-        points: [N, D] descriptors of the fitted rows.
         values: [N] logarithms of measured over predicted.
         weights: [N] at most 1; rows that stand alone count less.
     """
@@ -40,29 +38,22 @@ class SmoothResidual(Document):
     amplitude: float = Field(gt=0)
     noise: float = Field(gt=0)
     widening: float = Field(gt=0)
-    points: tuple[tuple[float, ...], ...]
     values: tuple[float, ...]
     weights: tuple[float, ...]
 
-    def predict(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def predict(self, known: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean and half the width of the 80 % interval, both [M], in logarithms.
 
         Args:
+            known: [N, D] descriptors of the fitted rows.
             points: [M, D].
         """
-        known, inverse, alpha = self._solved
-        near = _kernel(np.asarray(points, float), known, np.array(self.lengths), self.amplitude)
+        lengths = np.array(self.lengths)
+        inverse = _inverse(known, lengths, self.amplitude, self.noise, np.array(self.weights))
+        near = _kernel(np.asarray(points, float), known, lengths, self.amplitude)
         variance = self.amplitude**2 - np.einsum("ij,jk,ik->i", near, inverse, near)
         spread = np.sqrt(np.maximum(variance, 0.0) + self.noise**2)
-        return near @ alpha, QUANTILE * self.widening * spread
-
-    @cached_property
-    def _solved(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        known = np.array(self.points)
-        inverse = _inverse(
-            known, np.array(self.lengths), self.amplitude, self.noise, np.array(self.weights)
-        )
-        return known, inverse, inverse @ np.array(self.values)
+        return near @ (inverse @ np.array(self.values)), QUANTILE * self.widening * spread
 
 
 def fit_residual(
@@ -100,7 +91,6 @@ def fit_residual(
         amplitude=amplitude,
         noise=noise,
         widening=max(widening, 1e-3),
-        points=tuple(map(tuple, np.round(points, 4).tolist())),
         values=tuple(np.round(values, 5).tolist()),
         weights=tuple(np.round(np.maximum(weights, 1e-4), 4).tolist()),
     )

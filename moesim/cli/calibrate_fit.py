@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from moesim.cli import calibrate_bench, calibrate_measure
 from moesim.cli.console import Console, JsonOption, QuietOption, SeedOption, listed
+from moesim.errors import UsageError
 
 __all__ = ["SOURCE_HELP", "chosen_versions", "fit"]
 
@@ -38,6 +39,13 @@ def fit(
     date: Annotated[
         str, typer.Option(help="Date to write into the files; the clock is not read.")
     ] = "",
+    suite: Annotated[
+        Literal["operators", "serving"],
+        typer.Option(help="serving: what kernels do not say of engines' steps, from --data."),
+    ] = "operators",
+    data: Annotated[
+        Path | None, typer.Option(help="With --suite serving: CSV of measured runs.")
+    ] = None,
     out: Annotated[
         Path, typer.Option("--out", help="Folder that receives one OPERATOR.json each.")
     ] = Path("fitted"),
@@ -51,6 +59,13 @@ def fit(
     from moesim.calibrate.registry import default_versions, measured_operators
 
     console = Console(as_json=as_json, quiet=quiet)
+    if (suite == "serving") != (data is not None):
+        raise UsageError(
+            "--suite serving and --data go together\nfix: pass --suite serving --data runs.csv"
+        )
+    if data is not None:
+        console.result(*_fit_serving(data, date, out, console))
+        return
     if is_measurements_file(source):
         console.result(*calibrate_measure.fit_measurements(source, out, seed))
         return
@@ -145,6 +160,48 @@ def _fit_devices(
     path = write_json(out / f"{what}.json", document)
     result = {"schema": SCHEMA, "ok": True, "operator": what, "file": str(path), "fit": document}
     return result, f"{what} fitted: {path}"
+
+
+def _fit_serving(data: Path, date: str, out: Path, console: Console) -> tuple[dict[str, Any], str]:
+    """Coefficients of engines' steps from measured serving runs."""
+    from moesim.calibrate.serving_fit import fit_serving, step_coefficients
+    from moesim.calibrate.serving_rows import read_runs
+    from moesim.calibrate.serving_score import describe_runs
+    from moesim.safe_io import write_json
+    from moesim.serving.coefficients import FittedSteps
+
+    with console.progress("reading") as say:
+        read, refused = read_runs(data)
+        runs, also = describe_runs(read, say)
+        say("fitting")
+        document = fit_serving(
+            runs,
+            source=data.name,
+            date=date,
+            command=f"moesim calibrate fit --suite serving --data {data.name}",
+        )
+    path = write_json(out / "serving.json", document.to_dict(), compact=True)
+    steps = FittedSteps(
+        source=document.source,
+        rows=document.rows,
+        date=document.date,
+        command=document.command,
+        fits=step_coefficients(document),
+    )
+    write_json(out / "serving_steps.json", steps.to_dict())
+    result = {
+        "schema": SCHEMA,
+        "ok": True,
+        "suite": "serving",
+        "file": str(path),
+        "rows": len(runs),
+        "rows_refused": len(refused) + len(also),
+        "groups": [
+            {"engine": g.engine, "family": g.family, "mode": g.mode, "rows": g.rows}
+            for g in document.groups
+        ],
+    }
+    return result, f"{len(document.groups)} groups fitted to {len(runs):,} runs: {path}"
 
 
 def chosen_versions(words: str) -> str | list[str]:

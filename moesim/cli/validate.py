@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moesim.cli import validate_measured
+from moesim.cli import validate_measured, validate_serving
 from moesim.cli.console import Console, JsonOption, OutOption, QuietOption, SeedOption
 from moesim.errors import ToleranceError, UsageError
 
@@ -165,3 +165,4 @@ def _show(results: list[PaperResult | OffloadPaper], found: dict[str, Any]) -> N
 
 app.command("kernels")(validate_measured.kernels)
 app.command("comm")(validate_measured.comm)
+app.command("serving")(validate_serving.serving)

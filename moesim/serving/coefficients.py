@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import ClassVar
 
 from pydantic import Field
 
+from moesim.hardware import Device, profiles_folder
 from moesim.schema import Document, Evidence
 
-__all__ = ["NEUTRAL", "ServingCoefficients"]
+__all__ = [
+    "NEUTRAL",
+    "FittedSteps",
+    "ServingCoefficients",
+    "family_of",
+    "shipped_coefficients",
+]
 
 
 class ServingCoefficients(Document):
@@ -16,6 +24,7 @@ class ServingCoefficients(Document):
 
     Attributes:
         engine: The engine; empty for any.
+        family: Of systems; empty for any.
         systems: Devices that it was fitted on.
         weights: By component of the step tables, and for ``sampled``, ``decode_attention`` and
             ``chunk_attention``: factors in decode-only steps and in steps with prefill. 1 where
@@ -34,6 +43,7 @@ class ServingCoefficients(Document):
     schema_id: ClassVar[str] = "moesim.serving-coefficients/1"
 
     engine: str = ""
+    family: str = ""
     systems: tuple[str, ...] = ()
     weights: dict[str, tuple[float, float]] = Field(default_factory=dict)
     step_host_s: tuple[float, float] = (0.0, 0.0)
@@ -52,3 +62,44 @@ class ServingCoefficients(Document):
 
 NEUTRAL = ServingCoefficients()
 """Kernels one after the other, and a host that takes no time."""
+
+
+class FittedSteps(Document):
+    """The coefficients that come with moesim, and what they were fitted to."""
+
+    schema_id: ClassVar[str] = "moesim.fitted-steps/1"
+
+    source: str
+    rows: int
+    date: str
+    command: str
+    fits: tuple[ServingCoefficients, ...]
+
+
+def family_of(system: str) -> str:
+    """Architecture of a system: kernels and engines' paths differ between them."""
+    if system.startswith(("h100", "h200", "h800", "gh200")):
+        return "hopper"
+    return "blackwell" if system.startswith(("b200", "b300", "gb200", "gb300")) else "other"
+
+
+@cache
+def _shipped() -> FittedSteps:
+    return FittedSteps.load(profiles_folder() / "fitted" / "serving_steps.json")
+
+
+def shipped_coefficients(engine: str, device: Device) -> ServingCoefficients:
+    """The fit of an engine on a device, or the nearest there is.
+
+    A family without measured runs takes what all families of the engine have in common, and an
+    engine without any what all engines have; a device that is no GPU keeps its kernels alone.
+    """
+    if device.kind != "gpu":
+        return NEUTRAL
+    fits = _shipped().fits
+    for wanted in ((engine, family_of(device.name)), (engine, ""), ("", "")):
+        for fit in fits:
+            if (fit.engine, fit.family) == wanted:
+                measured = device.name in fit.systems
+                return fit if measured else fit.model_copy(update={"evidence": Evidence.SPEC})
+    return NEUTRAL

@@ -17,7 +17,11 @@ from moesim.forward.step_tables import StepTables, build_step_tables
 from moesim.model import ModelSpec, load_model
 from moesim.schema import Evidence, weakest
 from moesim.serving.cache_sizes import cache_sizes
-from moesim.serving.coefficients import NEUTRAL, ServingCoefficients
+from moesim.serving.coefficients import (
+    NEUTRAL,
+    ServingCoefficients,
+    shipped_coefficients,
+)
 from moesim.serving.deployment import Deployment, Pool, Transfer
 from moesim.serving.engines import find_engine
 from moesim.serving.metrics import Metrics, measure
@@ -178,7 +182,9 @@ def _workers(
         lanes=layout.pp,
         draft_tokens=request.draft_tokens,
         tokens_per_step=request.tokens_per_step,
-        coefficients=NEUTRAL,
+        coefficients=shipped_coefficients(kernels, cluster.device)
+        if request.cost == "fitted"
+        else NEUTRAL,
     )
     return _Workers(machine, layout, pool)
 
@@ -228,7 +234,7 @@ def _interval(
     mean_s: float, fit: ServingCoefficients, band: tuple[float, float], tables: StepTables
 ) -> tuple[float, float]:
     """From residuals of measured runs where there are some, else from those of kernels."""
-    low, high = band if fit.evidence == Evidence.FITTED else (tables.lo, tables.hi)
+    low, high = (tables.lo, tables.hi) if fit.evidence == Evidence.ASSUMED else band
     return mean_s * low, mean_s * high
 
 
@@ -246,6 +252,6 @@ def _rates(
 
 
 def _in_words(fit: ServingCoefficients) -> str:
-    if fit.evidence != Evidence.FITTED:
+    if fit.evidence == Evidence.ASSUMED:
         return "of kernels alone, without host time"
-    return f"fitted to measured runs of {fit.engine} on {', '.join(fit.systems)}"
+    return f"fitted to measured runs of {fit.engine or 'all engines'} on {', '.join(fit.systems)}"

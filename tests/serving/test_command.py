@@ -63,7 +63,7 @@ def test_open_loop_with_bursts(capsys, config):
             capsys, config, "--rps", 200, "--burstiness", burstiness, "--requests", 400
         ).json
         check(data)
-        waits.append(data["latencies_s"]["ttft"]["p99"])
+        waits.append(data["latencies_s"]["ttft"]["p99"] - data["latencies_s"]["ttft"]["p50"])
     assert waits[0] > 1.5 * waits[1]
 
 
@@ -90,7 +90,8 @@ def test_prefill_workers_and_timeline(capsys, config, tmp_path):
     steps = [e for e in json.loads(trace.read_text())["traceEvents"] if e["ph"] == "X"]
     assert {step["pid"] for step in steps} == {1, 2, 3, 4}
     slow = serve(capsys, config, "--concurrency", 8, *words, "--transfer", "10 MB/s").json
-    assert slow["ttft_s"] > 10 * answer.json["ttft_s"]
+    # Of what comes on top of the host time that both have.
+    assert slow["ttft_s"] > answer.json["ttft_s"] + 0.05
 
 
 def test_options_reach_the_simulation(capsys, config):
