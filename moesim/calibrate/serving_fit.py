@@ -157,7 +157,12 @@ class GroupFit(Document):
             else:
                 found += [physics, physics * band[0], physics * band[1]]
         columns = zip(*(column.tolist() for column in found), strict=True)
-        return [Predicted(*row, drafts=bool(m)) for row, m in zip(columns, marks, strict=True)]
+        return [
+            Predicted(tpot, tpot_lo, tpot_hi, ttft, ttft_lo, ttft_hi, bool(mark))
+            for (tpot, tpot_lo, tpot_hi, ttft, ttft_lo, ttft_hi), mark in zip(
+                columns, marks, strict=True
+            )
+        ]
 
 
 class ServingModel(Document):
