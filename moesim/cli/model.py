@@ -156,6 +156,12 @@ def _text(model: ModelSpec) -> str:
             f"MTP modules      {model.mtp_layers}, {_billions(model.mtp_parameters)} beyond the "
             "total"
         )
+    lines += [f"transform        {text}" for text in model.variant.applied]
+    if model.variant.copies or model.variant.rounds > 1:
+        lines.append(
+            f"routed copies    {model.copies_per_token:.3g} per token and round on average, "
+            f"{model.variant.rounds} rounds"
+        )
     lines.append(f"source           {model.source}")
     if model.note:
         lines.append(f"note             {model.note}")

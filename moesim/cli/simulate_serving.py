@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moesim.cli.choices import CostOption, DispatchOption
+from moesim.cli.choices import CostOption, DispatchOption, TransformOption
 from moesim.cli.console import Console, JsonOption, QuietOption, ResultOutOption, SeedOption
 
 if TYPE_CHECKING:
@@ -230,6 +230,7 @@ def serving(
     trace_out: Annotated[
         Path | None, typer.Option(help="File for a timeline that ui.perfetto.dev opens.")
     ] = None,
+    transform: TransformOption = None,
     seed: SeedOption = 0,
     out: ResultOutOption = None,
     quiet: QuietOption = False,
@@ -302,6 +303,7 @@ def serving(
         routing=routing,
         targets=Targets(ttft, tpot),
         warmup=warmup,
+        transforms=tuple(transform or ()),
         seed=seed,
     )
     with console.progress("step times of the model") as step:

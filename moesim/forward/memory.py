@@ -84,8 +84,8 @@ def _cache(shape: StepShape) -> float:
             kept = float(group.cached_tokens + group.new_tokens)
             if window is not None and mixer.kind == "gqa":
                 kept = min(kept, window)
-            kept *= shape.model.variant.token_share
-            total += len(mixer.layers) * group.count * (kept * per_token + state)
+            passes = shape.model.variant.token_share
+            total += passes * len(mixer.layers) * group.count * (kept * per_token + state)
     return total
 
 

@@ -28,6 +28,7 @@ from moesim.forward.memory import DeviceMemory, device_memory
 from moesim.forward.mixers import MixerContext, cache_bytes_per_token, mixer_calls, state_bytes
 from moesim.forward.price import Price
 from moesim.forward.pricing import find_prices
+from moesim.forward.variant import layer_model
 from moesim.forward.work import AttentionWork, MoveWork, Op
 from moesim.intervals import add_intervals
 from moesim.model import ModelSpec
@@ -219,8 +220,8 @@ class _Grid:
         )
 
     def _mixers(self, sequences: Sequences) -> list[Op]:
-        model, layout, formats = self.model, self.layout, self.formats
-        load = StepLoad((sequences,))
+        model, layout, formats = layer_model(self.model), self.layout, self.formats
+        load = StepLoad((sequences,)).scaled(model.variant.token_share)
         context = MixerContext(model.hidden_size, layout.tp, load, formats.gemm, formats.kv)
         return [
             Op(name, work, len(mixer.layers))
@@ -316,4 +317,5 @@ def _cache_bytes(model: ModelSpec, layout: Layout, formats: Formats) -> tuple[fl
         else:
             per_token += one
     share = ceil(model.layers / layout.pp) / model.layers
+    share *= model.variant.token_share
     return per_token * share, per_sequence * share

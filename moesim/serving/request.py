@@ -160,6 +160,7 @@ class ServingRequest:
         routing: Named distribution of tokens over experts.
         targets: What a good request keeps.
         warmup: Requests that do not count.
+        transforms: Of the model, as given to ``--transform``.
         seed: Of everything random.
     """
 
@@ -180,6 +181,7 @@ class ServingRequest:
     routing: str = "uniform"
     targets: Targets = field(default_factory=Targets)
     warmup: int = 0
+    transforms: tuple[str, ...] = ()
     seed: int = 0
 
     def check(self) -> None:

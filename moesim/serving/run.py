@@ -95,7 +95,7 @@ def run_serving(request: ServingRequest, say: Callable[[str], None] = lambda _: 
     """
     request.check()
     requests = request.load.make(request.seed)
-    model = load_model(request.model)
+    model = load_model(request.model, transforms=request.transforms)
     own = _workers(request, request.pool, model, requests)
     first = None
     if request.prefill is not None:

@@ -70,9 +70,9 @@ def cache_bytes(model: ModelSpec, tokens: int, element_bytes: float = 2.0) -> fl
         kept = tokens
         if mixer.kind == "gqa" and mixer.window_tokens is not None:
             kept = min(tokens, mixer.window_tokens)
-        one = kept * mixer.cache_elements_per_token * model.variant.token_share
-        total += len(mixer.layers) * (one + mixer.state_elements)
-    return total * element_bytes
+        one = kept * mixer.cache_elements_per_token + mixer.state_elements
+        total += len(mixer.layers) * one
+    return total * model.variant.token_share * element_bytes
 
 
 def cache_tokens(model: ModelSpec, memory_bytes: float, weights_bytes: float) -> float:

@@ -235,7 +235,7 @@ ROUTING = (
     Transform(
         "cross-layer",
         "let a layer's router choose from the experts of adjacent layers",
-        "ReXMoE, arXiv 2510.17483",
+        "ReXMoE (Tan et al., October 2025)",
         (Parameter("layers", least=2, most=4096),),
         _cross_layer,
     ),

@@ -109,3 +109,13 @@ def test_traces_take_what_leaves_the_routing(command, capsys, tmp_path):
     assert "changes where tokens go" in json.loads(capsys.readouterr().out)["error"]["message"]
     assert run(app, [*command, "--transform", "prune:1000"]) == 4
     capsys.readouterr()
+
+
+def test_serving_takes_transforms(capsys):
+    command = ["simulate", "serving", "--model", "qwen3-30b-a3b", "--cluster", "1xh200_sxm"]
+    command += ["--concurrency", "8", "--requests", "16", "--isl", "256", "--osl", "64"]
+    found = {}
+    for text in ("prune:128", "skip:0.5"):
+        assert run(app, [*command, "--json", "--quiet", "--transform", text]) == 0
+        found[text] = json.loads(capsys.readouterr().out)["tokens_per_s"]
+    assert found["skip:0.5"] > found["prune:128"]
