@@ -7,7 +7,14 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["CostOption", "DispatchOption", "EngineOption", "PhaseOption", "TransformOption"]
+__all__ = [
+    "CostOption",
+    "DispatchOption",
+    "EngineOption",
+    "OverlapOption",
+    "PhaseOption",
+    "TransformOption",
+]
 
 
 class PhaseOption(StrEnum):
@@ -31,6 +38,15 @@ class DispatchOption(StrEnum):
     ALLGATHER = "allgather"
     DEEPEP = "deepep"
     NVLINK = "nvlink"
+
+
+class OverlapOption(StrEnum):
+    """What runs beside what."""
+
+    NONE = "none"
+    SHARED_EXPERT = "shared-expert"
+    TWO_BATCH = "two-batch"
+    DUAL_MICROBATCH = "dual-microbatch"
 
 
 class EngineOption(StrEnum):

@@ -38,8 +38,8 @@ def show_serving(request: ServingRequest, found: Serving, console: Console) -> N
         words.paragraph(
             f"Cost {request.cost} (evidence {found.evidence}), engine {request.engine}, step times "
             f"{found.coefficients}; projections {found.formats.gemm}, experts "
-            f"{found.formats.experts}, cache {found.formats.kv}; routing {request.routing}."
-            + _drafts(request),
+            f"{found.formats.experts}, cache {found.formats.kv}; routing {request.routing}, "
+            f"overlap {request.overlap}." + _drafts(request),
             _QUIET,
         )
     )
@@ -73,8 +73,8 @@ def _drafts(request: ServingRequest) -> str:
     if not request.draft_tokens:
         return ""
     return (
-        f" {request.draft_tokens} drafts per step, {request.tokens_per_step:.2f} tokens; the time "
-        "to make drafts is not among them."
+        f" {request.draft_tokens} drafts per step, {request.tokens_per_step:.2f} tokens; drafted "
+        "by the model's own layers, or in no time where it has none."
     )
 
 

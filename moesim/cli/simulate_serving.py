@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moesim.cli.choices import CostOption, DispatchOption, TransformOption
+from moesim.cli.choices import CostOption, DispatchOption, OverlapOption, TransformOption
 from moesim.cli.console import Console, JsonOption, QuietOption, ResultOutOption, SeedOption
 
 if TYPE_CHECKING:
@@ -134,6 +134,13 @@ def serving(
             rich_help_panel=_LAYOUT,
         ),
     ] = None,
+    redundant: Annotated[
+        int,
+        typer.Option(
+            help="Expert slots beyond one per expert, over the devices of a worker.",
+            rich_help_panel=_LAYOUT,
+        ),
+    ] = 0,
     prefill_workers: Annotated[
         int | None,
         typer.Option(
@@ -193,7 +200,7 @@ def serving(
     draft_tokens: Annotated[
         int,
         typer.Option(
-            help="Speculative decoding: drafts per sequence and step; making them is free.",
+            help="Drafts per sequence and step, which the model's MTP layers make.",
             rich_help_panel=_ENGINE,
         ),
     ] = 0,
@@ -204,6 +211,13 @@ def serving(
             rich_help_panel=_ENGINE,
         ),
     ] = 0.0,
+    overlap: Annotated[
+        OverlapOption,
+        typer.Option(
+            help="Two-batch and the like, on top of what measured engines overlap anyway.",
+            rich_help_panel=_ENGINE,
+        ),
+    ] = OverlapOption.NONE,
     cost: Annotated[
         CostOption,
         typer.Option(
@@ -276,6 +290,7 @@ def serving(
             moe_tp=moe_tp,
             pp=pp,
             dispatch=None if dispatch is None else dispatch.value,
+            redundant=redundant,
         ),
         prefill=prefill,
         load=LoadRequest(
@@ -295,6 +310,7 @@ def serving(
         engine=engine.value,
         policy=policy,
         draft_tokens=draft_tokens,
+        overlap=overlap.value,
         acceptance=acceptance,
         cost=cost.value,
         gemm_dtype=gemm_dtype,

@@ -11,6 +11,7 @@ from moesim.cli.choices import (
     CostOption,
     DispatchOption,
     EngineOption,
+    OverlapOption,
     PhaseOption,
     TransformOption,
 )
@@ -47,6 +48,9 @@ def step(
         DispatchOption | None,
         typer.Option(help="How tokens reach experts [what the layout and engine suggest]."),
     ] = None,
+    redundant: Annotated[
+        int, typer.Option(help="Expert slots beyond one per expert, over all devices.")
+    ] = 0,
     engine: Annotated[EngineOption, typer.Option(help="Whose kernels run.")] = EngineOption.SGLANG,
     cost: Annotated[
         CostOption, typer.Option(help="Kernels fitted to measurements, or rooflines alone.")
@@ -64,6 +68,16 @@ def step(
     ] = None,
     trace: Annotated[Path | None, typer.Option(help="Routing trace bundle instead.")] = None,
     plan: Annotated[Path | None, typer.Option(help="plan.json for that trace.")] = None,
+    overlap: Annotated[
+        OverlapOption, typer.Option(help="What runs beside what.")
+    ] = OverlapOption.NONE,
+    draft_tokens: Annotated[
+        int,
+        typer.Option(help="Speculative decoding: drafts per sequence, by the model's MTP layer."),
+    ] = 0,
+    acceptance: Annotated[
+        float, typer.Option(help="Probability that a draft is accepted if those before it were.")
+    ] = 0.0,
     transform: TransformOption = None,
     seed: SeedOption = 0,
     out: ResultOutOption = None,
@@ -87,6 +101,7 @@ def step(
         moe_tp=moe_tp,
         pp=pp,
         dispatch=None if dispatch is None else dispatch.value,
+        redundant=redundant,
         engine=engine.value,
         cost=cost.value,
         gemm_dtype=gemm_dtype,
@@ -96,6 +111,9 @@ def step(
         trace=trace,
         plan=plan,
         transforms=tuple(transform or ()),
+        overlap=overlap.value,
+        draft_tokens=draft_tokens,
+        acceptance=acceptance,
         seed=seed,
     )
     found = run_request(request)
@@ -123,12 +141,16 @@ def _to_json(request: StepRequest, found: ForwardStep) -> dict[str, Any]:
         "prefix": request.prefix,
         "layout": {
             "tp": layout.tp, "dp": layout.dp, "ep": layout.ep, "moe_tp": layout.moe_tp,
-            "pp": layout.pp, "dispatch": layout.dispatch,
+            "pp": layout.pp, "dispatch": layout.dispatch, "redundant": layout.redundant,
         },
         "engine": request.engine,
         "cost": request.cost,
         "formats": asdict(shape.formats),
         "routing": found.routing,
+        "overlap": request.overlap,
+        "hidden_s": found.hidden_s,
+        "draft_tokens": request.draft_tokens,
+        "acceptance": request.acceptance,
         "evidence": found.evidence.value,
         "step_s": found.step_s,
         "lo_s": found.lo_s,

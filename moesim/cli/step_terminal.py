@@ -55,7 +55,7 @@ def show_step(request: StepRequest, found: ForwardStep, console: Console) -> Non
         words.paragraph(
             f"Cost {machine.cost} (evidence {found.evidence}), engine {machine.engine}; "
             f"projections {formats.gemm}, experts {formats.experts}, cache {formats.kv}; routing "
-            f"{found.routing}. Kernels and communication one after the other; no scheduling time.",
+            f"{found.routing}. {_order(request, found)}; no scheduling time.",
             _QUIET,
         )
     )
@@ -79,6 +79,20 @@ def show_step(request: StepRequest, found: ForwardStep, console: Console) -> Non
             f"{machine.device.name}: {parts}."
         )
     )
+
+
+def _order(request: StepRequest, found: ForwardStep) -> str:
+    """What runs beside what, and what drafts are."""
+    order = "Kernels and communication one after the other"
+    if request.overlap != "none":
+        order = (
+            f"Overlap {request.overlap} hides {format_seconds(found.hidden_s)} of the calls below"
+        )
+    if request.draft_tokens:
+        gained = found.batch_tokens / request.batch
+        maker = "by MTP layers" if found.shape.drafting is not None else "in no time"
+        order += f"; {request.draft_tokens} drafts per step, made {maker}, gain {gained:.2f} tokens"
+    return order
 
 
 def _ops(found: ForwardStep, words: Words) -> Table:

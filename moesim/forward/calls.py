@@ -24,6 +24,7 @@ from moesim.forward.work import (
     Work,
 )
 from moesim.model import ModelSpec
+from moesim.model.mixers import Mixer
 from moesim.operators.deepep import vector_bytes
 from moesim.operators.moe_kernels import ACTIVATION_BYTES, ARITHMETIC
 
@@ -40,6 +41,9 @@ class StepShape:
         load: Sequences over all devices of a stage.
         formats: Of weights, activations and cache.
         slot_tokens: [W, R, s] tokens of every expert slot in draws of one layer.
+        half: One of two micro-batches that layers run one beside the other.
+        drafting: What a pass of the model's drafting layer (multi-token prediction) works on.
+        draft_passes: Such passes in the step.
     """
 
     model: ModelSpec
@@ -47,6 +51,9 @@ class StepShape:
     load: StepLoad
     formats: Formats
     slot_tokens: np.ndarray
+    half: StepShape | None = None
+    drafting: StepShape | None = None
+    draft_passes: int = 0
 
     @property
     def own(self) -> StepLoad:
@@ -93,37 +100,67 @@ def _ops(shape: StepShape) -> Iterator[Op]:
     yield Op("embedding", MoveWork(2 * rows * hidden * OUTPUT_BYTES))
     if layout.tp > 1:
         yield Op("embedding.all_reduce", _all_reduce(rows, hidden, layout.tp))
-    yield from _layers(layer_shape(shape))
+    if shape.half is None:
+        yield from _layers(layer_shape(shape))
+    else:
+        for op in _layers(layer_shape(shape.half)):
+            yield replace(op, layers=2 * op.layers)
     stages = layout.pp - 1
     if stages:
         passed = rows / layout.tp * hidden * OUTPUT_BYTES
         yield Op("stage.send", _send(passed, hidden), stages)
-    yield Op("final.norm", _norm(shape.own.sequences, hidden))
+    yield from _head(shape)
+    if shape.drafting is not None:
+        for op in _draft(shape.drafting):
+            yield replace(op, name=f"mtp.{op.name}", layers=op.layers * shape.draft_passes)
+
+
+def _head(shape: StepShape) -> Iterator[Op]:
+    model, layout, rows = shape.model, shape.layout, shape.own.sampled
+    yield Op("final.norm", _norm(rows, model.hidden_size))
     columns = ceil(model.vocabulary_size / layout.tp)
-    logits = GemmWork(shape.own.sequences, columns, hidden, "bfloat16")
-    yield Op("head", logits)
+    yield Op("head", GemmWork(rows, columns, model.hidden_size, "bfloat16"))
     if layout.tp > 1:
-        size = float(shape.own.sequences * model.vocabulary_size * OUTPUT_BYTES)
+        size = float(rows * model.vocabulary_size * OUTPUT_BYTES)
         yield Op("head.all_gather", CollectiveWork("all_gather", size, layout.tp))
-    yield Op("sampling", MoveWork(2.0 * shape.own.sequences * model.vocabulary_size * 4))
+    yield Op("sampling", MoveWork(2.0 * rows * model.vocabulary_size * 4))
+
+
+def _draft(shape: StepShape) -> Iterator[Op]:
+    """One pass of a layer for multi-token prediction (DeepSeek-V3, arXiv 2412.19437, section 2.2).
+
+    Two norms, a projection of the hidden state beside the embedding, a layer like the model's last,
+    and the head.
+    """
+    hidden, rows = shape.model.hidden_size, shape.own.tokens
+    yield Op("norms", _norm(rows, hidden), 2)
+    yield Op("projection", GemmWork(rows, hidden, 2 * hidden, shape.formats.gemm))
+    mixer = shape.model.mtp_mixer
+    yield from _mixer(mixer.kind, mixer, shape, 1)
+    for op in _moe(shape) if shape.model.moe_layers else ():
+        yield replace(op, layers=op.layers // len(shape.model.moe_layers))
+    yield from _head(shape)
 
 
 def _layers(shape: StepShape) -> Iterator[Op]:
-    model, layout = shape.model, shape.layout
-    hidden, rows = model.hidden_size, shape.own.tokens
+    model = shape.model
     for index, mixer in enumerate(model.mixers):
-        count = len(mixer.layers)
         kind = mixer.kind if len(model.mixers) == 1 else f"{mixer.kind}{index}"
-        yield Op(f"{kind}.norm", _norm(rows, hidden), count)
-        context = MixerContext(hidden, layout.tp, shape.own, shape.formats.gemm, shape.formats.kv)
-        for name, work in mixer_calls(mixer, context):
-            yield Op(f"{kind}.{name}", work, count)
-        for name, work in _behind_attention(shape):
-            yield Op(f"{kind}.{name}", work, count)
+        yield from _mixer(kind, mixer, shape, len(mixer.layers))
     if model.dense_layers:
         yield from _block("dense", shape, _mlp(shape, model.dense_width), len(model.dense_layers))
     if model.moe_layers:
         yield from _moe(shape)
+
+
+def _mixer(name: str, mixer: Mixer, shape: StepShape, count: int) -> Iterator[Op]:
+    hidden, own = shape.model.hidden_size, shape.own
+    yield Op(f"{name}.norm", _norm(own.tokens, hidden), count)
+    context = MixerContext(hidden, shape.layout.tp, own, shape.formats.gemm, shape.formats.kv)
+    for call, work in mixer_calls(mixer, context):
+        yield Op(f"{name}.{call}", work, count)
+    for call, work in _behind_attention(shape):
+        yield Op(f"{name}.{call}", work, count)
 
 
 def _norm(rows: int, hidden: int) -> MoveWork:

@@ -41,7 +41,7 @@ def step_energy(
     ops: Sequence[PricedOp],
     machine: Machine,
     devices: int,
-    tokens: int,
+    tokens: float,
     step_s: tuple[float, float, float],
 ) -> StepEnergy | None:
     """Energy of a step.
@@ -53,7 +53,7 @@ def step_energy(
         ops: Calls of the busiest device.
         machine: Its device and links.
         devices: All of them.
-        tokens: New tokens of the step.
+        tokens: That the step gains.
         step_s: Seconds with the ends of its interval.
 
     Returns:

@@ -14,7 +14,9 @@ Named distributions:
     measured tables do (collector/helper of ai-dynamo/aiconfigurator 0.12).
 
 The order of experts is random in every draw, so that the slowest device is the expected one
-without placement. A draw stands for one layer of one step.
+without placement. With redundant slots, the likeliest experts get them and slots are packed so that
+every device expects about as much (as EPLB does from past loads). A draw stands for one layer of
+one step.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import lru_cache
+from heapq import heapify, heappop, heappush, heapreplace
 from math import ceil
 
 import numpy as np
@@ -35,6 +38,7 @@ __all__ = [
     "draw_layer_tokens",
     "draw_slot_tokens",
     "layer_tokens",
+    "pack_slots",
     "parse_distribution",
 ]
 
@@ -84,7 +88,12 @@ def layer_tokens(model: ModelSpec, tokens: int) -> int:
 
 
 def draw_layer_tokens(
-    model: ModelSpec, distribution: Distribution, tokens: int, ranks: int, seed: int
+    model: ModelSpec,
+    distribution: Distribution,
+    tokens: int,
+    ranks: int,
+    seed: int,
+    redundant: int = 0,
 ) -> np.ndarray:
     """:func:`draw_slot_tokens` of one round of one MoE layer of a model; none in a dense model.
 
@@ -94,13 +103,16 @@ def draw_layer_tokens(
         tokens: Of the expert-parallel group, in the step.
         ranks: R.
         seed: Same seed, same draws.
+        redundant: Expert slots beyond one for each expert, over all ranks.
     """
     if not model.moe_layers:
         return np.zeros((1, ranks, 0))
     groups = model.routing_groups if model.variant.equal_groups else 1
     tokens, copies = layer_tokens(model, tokens), model.copies_per_token
     top_k = model.top_k if copies == model.top_k else copies
-    return draw_slot_tokens(distribution, tokens, top_k, model.experts, ranks, seed, groups)
+    return draw_slot_tokens(
+        distribution, tokens, top_k, model.experts, ranks, seed, groups, redundant
+    )
 
 
 @lru_cache(maxsize=4096)
@@ -112,20 +124,23 @@ def draw_slot_tokens(
     ranks: int,
     seed: int,
     groups: int = 1,
+    redundant: int = 0,
 ) -> np.ndarray:
-    """[W, R, E / R] float64 tokens of each expert on each of R ranks; W is 1 for ``balanced``.
+    """[W, R, S / R] float64 tokens of the slots of each of R ranks; W is 1 for ``balanced``.
 
-    Draws add up to ``tokens · top_k``, rounded.
+    Draws add up to ``tokens · top_k``, rounded. Copies of an expert share its tokens evenly.
 
     Args:
         distribution: Of tokens over experts.
         tokens: Of the expert-parallel group.
         top_k: Experts per token, mean.
         experts: E.
-        ranks: R, divides E.
+        ranks: R, divides S = E + redundant.
         seed: Same seed, same draws.
         groups: Of experts in order; every token chooses equally many of each.
+        redundant: Slots beyond one for each expert; none with groups.
     """
+    slots = experts + redundant
     if groups > 1:
         own, size = top_k / groups, experts // groups
         drawn = [
@@ -137,32 +152,71 @@ def draw_slot_tokens(
         return found
     copies = round(tokens * top_k)
     if distribution.name == "balanced":
-        counts = np.full(experts, copies // experts)
+        counts = np.full(slots, copies // slots)
         # What is left over goes round the ranks.
-        order = np.arange(experts).reshape(ranks, -1).T.ravel()
-        counts[order[: copies % experts]] += 1
+        order = np.arange(slots).reshape(ranks, -1).T.ravel()
+        counts[order[: copies % slots]] += 1
         found = counts[None].astype(float)
     else:
         rng = np.random.default_rng((seed, tokens, ceil(top_k), experts))
-        found = np.stack([_counts(distribution, rng, tokens, top_k, experts) for _ in range(DRAWS)])
-    result = found.reshape(len(found), ranks, experts // ranks)
+        draws = []
+        for _ in range(DRAWS):
+            probability = _probability(distribution, rng, tokens, top_k, experts)
+            counts = _capped(rng.multinomial(copies, probability), probability, tokens)
+            if redundant:
+                held = pack_slots(probability, slots, ranks)
+                draws.append((counts / np.bincount(held, minlength=experts))[held])
+            else:
+                draws.append(counts.astype(float))
+        found = np.stack(draws)
+    result = found.reshape(len(found), ranks, slots // ranks)
     result.setflags(write=False)
     return result
 
 
-def _counts(
+def pack_slots(load: np.ndarray, slots: int, ranks: int) -> np.ndarray:
+    """The expert of every slot, rank by rank.
+
+    Each further slot goes to the expert with the most load per slot; then slots go, heaviest first,
+    to the rank with the least load that has room.
+
+    Args:
+        load: [E] expected of every expert.
+        slots: S ≥ E.
+        ranks: R, divides S.
+
+    Returns:
+        [S] experts, S / R for each rank in turn.
+    """
+    copies = np.ones(len(load), np.int64)
+    heaviest = [(-value, expert) for expert, value in enumerate(load.tolist())]
+    heapify(heaviest)
+    for _ in range(slots - len(load)):
+        expert = heaviest[0][1]
+        copies[expert] += 1
+        heapreplace(heaviest, (-load[expert] / copies[expert], expert))
+    held = np.repeat(np.arange(len(load)), copies)
+    each = (load / copies)[held]
+    room = [(0.0, rank) for rank in range(ranks)]
+    chosen: list[list[int]] = [[] for _ in range(ranks)]
+    for slot in np.argsort(-each, kind="stable"):
+        total, rank = heappop(room)
+        chosen[rank].append(int(held[slot]))
+        if len(chosen[rank]) < slots // ranks:
+            heappush(room, (total + each[slot], rank))
+    return np.array(chosen).ravel()
+
+
+def _probability(
     distribution: Distribution, rng: np.random.Generator, tokens: int, top_k: float, experts: int
 ) -> np.ndarray:
-    """[E] tokens of every expert in one draw; no expert has a token twice."""
+    """[E] with which a token copy goes to every expert, in one draw."""
     if distribution.name == "power-law":
         weight = _power_law(rng, distribution.exponent, tokens, top_k, experts)
     else:
         weight = np.arange(1, experts + 1) ** -distribution.exponent
         rng.shuffle(weight)
-    probability = weight / weight.sum()
-    return _capped(rng.multinomial(round(tokens * top_k), probability), probability, tokens).astype(
-        float
-    )
+    return weight / weight.sum()
 
 
 def _power_law(

@@ -157,10 +157,17 @@ def _calls(works: Sequence[AttentionWork]) -> AttentionCalls:
 
 
 def _call(work: AttentionWork) -> tuple[int, ...]:
-    """Sizes of a call; compressed entries count as tokens."""
+    """Sizes of a call; compressed entries count as tokens.
+
+    Queries of one sequence that are verified together are packed like further heads: kernels read
+    the cache once for them (FlashMLA, FlashAttention's packed heads).
+    """
     past, window = work.past_tokens, work.window_tokens
+    heads, queries = work.heads, work.query_tokens
+    if work.phase == "decode":
+        heads, queries = heads * queries, 1
     if work.stride > 1:
         # A query sees as many entries as on average, however its own tokens are pressed.
         window = max(1, round(work.pairs / work.query_tokens))
         past = max(past // work.stride, window)
-    return work.sequences, work.query_tokens, past, work.heads, work.kv_heads, window
+    return work.sequences, queries, past, heads, work.kv_heads, window

@@ -36,6 +36,7 @@ class Layout:
         ep: Groups of those, each with its own experts.
         pp: Stages of layers, one after the other.
         dispatch: How tokens reach experts.
+        redundant: Expert slots of a layer beyond one for each expert, over all devices.
     """
 
     tp: int = 1
@@ -44,6 +45,7 @@ class Layout:
     ep: int = 1
     pp: int = 1
     dispatch: Dispatch = "allreduce"
+    redundant: int = 0
 
     @property
     def stage_devices(self) -> int:
@@ -62,6 +64,8 @@ class Layout:
 
     def __str__(self) -> str:
         named = {"TP": self.tp, "DP": self.dp, "EP": self.ep, "MoE-TP": self.moe_tp, "PP": self.pp}
+        if self.redundant:
+            named["redundant "] = self.redundant
         return " ".join(f"{name}{value}" for name, value in named.items() if value > 1) or "TP1"
 
     @classmethod
@@ -76,6 +80,7 @@ class Layout:
         pp: int = 1,
         dispatch: Dispatch | None = None,
         direct: Dispatch = "deepep",
+        redundant: int = 0,
     ) -> Layout:
         """A layout of so many devices from the sizes that are given.
 
@@ -91,6 +96,7 @@ class Layout:
             pp: Same.
             dispatch: Same; what suits the layout, if not given.
             direct: What sends tokens to the chosen experts, where that suits.
+            redundant: See :class:`Layout`.
 
         Raises:
             UsageError: If the sizes contradict each other or the number of devices.
@@ -122,7 +128,12 @@ class Layout:
                 f"--dispatch {dispatch} sends tokens to whole experts, and --moe-tp {moe_tp} cuts "
                 "them\nfix: pass --dispatch allgather, or --moe-tp 1"
             )
-        return cls(tp, dp, moe_tp, ep, pp, dispatch)
+        if redundant < 0 or (redundant and ep == 1):
+            raise UsageError(
+                f"--redundant {redundant} with --ep {ep}: further copies of experts are for "
+                "devices that hold some experts each\nfix: leave out --redundant, or pass --ep"
+            )
+        return cls(tp, dp, moe_tp, ep, pp, dispatch, redundant)
 
     def check(self, model: ModelSpec) -> None:
         """Refuse a layout that does not divide the model.
@@ -133,7 +144,7 @@ class Layout:
         heads = [mixer.heads for mixer in model.mixers if hasattr(mixer, "heads")]
         for option, size, what, parts in (
             *(("--tp", self.tp, "attention heads", count) for count in heads),
-            ("--ep", self.ep, "experts", model.experts),
+            ("--ep", self.ep, "expert slots", model.experts + self.redundant),
             ("--moe-tp", self.moe_tp, "elements of an expert's width", model.expert_width),
         ):
             if parts % size:
@@ -183,13 +194,15 @@ class Sequences:
 
     Attributes:
         count: How many.
-        new_tokens: That each brings to the step: 1 in decode.
+        new_tokens: That each brings to the step: in decode 1, and its drafts.
         cached_tokens: In its key-value cache before the step.
+        drafts: Of the new tokens, those that a drafter proposed and the step verifies.
     """
 
     count: int
     new_tokens: int
     cached_tokens: int
+    drafts: int = 0
 
     @property
     def tokens(self) -> int:
@@ -199,7 +212,7 @@ class Sequences:
     @property
     def phase(self) -> Phase:
         """Which attention kernel they take."""
-        return "decode" if self.new_tokens == 1 else "prefill"
+        return "decode" if self.new_tokens == 1 + self.drafts else "prefill"
 
 
 @dataclass(frozen=True)
@@ -212,7 +225,9 @@ class StepLoad:
     groups: tuple[Sequences, ...]
 
     @classmethod
-    def of(cls, phase: Phase, batch: int, context: int, prefix: int = 0) -> StepLoad:
+    def of(
+        cls, phase: Phase, batch: int, context: int, prefix: int = 0, drafts: int = 0
+    ) -> StepLoad:
         """A plain step.
 
         Args:
@@ -221,9 +236,10 @@ class StepLoad:
             batch: Sequences over all devices.
             context: See above.
             prefix: See above.
+            drafts: That each sequence verifies in decode beside its one token.
         """
         if phase == "decode":
-            return cls((Sequences(batch, 1, context + prefix),))
+            return cls((Sequences(batch, 1 + drafts, context + prefix, drafts),))
         return cls((Sequences(batch, context, prefix),))
 
     @property
@@ -233,8 +249,13 @@ class StepLoad:
 
     @property
     def sequences(self) -> int:
-        """Sequences over all devices; each gets one next token."""
+        """Sequences over all devices."""
         return sum(group.count for group in self.groups)
+
+    @property
+    def sampled(self) -> int:
+        """Tokens behind which the next one is sampled: the last of each sequence, and drafts."""
+        return sum(group.count * (1 + group.drafts) for group in self.groups)
 
     @property
     def phase(self) -> Phase:
@@ -250,10 +271,13 @@ class StepLoad:
             )
         return StepLoad(
             tuple(
-                Sequences(
-                    ceil(group.count * share) if group.new_tokens == 1 else group.count,
-                    max(1, ceil(group.new_tokens * share)),
-                    round(group.cached_tokens * share),
+                replace(
+                    group,
+                    count=ceil(group.count * share) if group.phase == "decode" else group.count,
+                    new_tokens=group.new_tokens
+                    if group.phase == "decode"
+                    else max(2, ceil(group.new_tokens * share)),
+                    cached_tokens=round(group.cached_tokens * share),
                 )
                 for group in self.groups
             )
@@ -262,8 +286,5 @@ class StepLoad:
     def busiest(self, ways: int) -> StepLoad:
         """The share of the busiest of so many groups of devices: sequences are whole."""
         return StepLoad(
-            tuple(
-                Sequences(ceil(group.count / ways), group.new_tokens, group.cached_tokens)
-                for group in self.groups
-            )
+            tuple(replace(group, count=ceil(group.count / ways)) for group in self.groups)
         )

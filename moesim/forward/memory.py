@@ -11,6 +11,7 @@ from moesim.forward.variant import stored_expert_bytes
 from moesim.forward.work import OUTPUT_BYTES
 from moesim.model.mixers import Recurrence
 from moesim.operators.gemm import FORMATS
+from moesim.operators.moe_kernels import WEIGHT_BYTES
 
 __all__ = ["DeviceMemory", "device_memory"]
 
@@ -26,6 +27,7 @@ class DeviceMemory:
         embedding: Embedding and head.
         cache: Keys and values behind the step, and states.
         activations: The largest buffers that live at once in a layer.
+        drafter: Weights of layers for multi-token prediction, where they draft.
     """
 
     attention: float
@@ -34,6 +36,7 @@ class DeviceMemory:
     embedding: float
     cache: float
     activations: float
+    drafter: float = 0.0
 
     @property
     def total(self) -> float:
@@ -66,6 +69,9 @@ def device_memory(shape: StepShape) -> DeviceMemory:
         ends if layout.pp == 1 else ends / (1 if model.tied_embeddings else 2),
         _cache(shape) * share * layout.pp,
         _activations(shape),
+        0.0
+        if shape.drafting is None
+        else model.mtp_parameters * WEIGHT_BYTES[formats.experts] / layout.stage_devices,
     )
 
 
@@ -101,5 +107,5 @@ def _activations(shape: StepShape) -> float:
         * ceil(max(model.dense_width, model.shared_expert_width) / shape.feed_forward_tp)
     )
     gathered = shape.feed_forward_tokens * model.hidden_size
-    logits = 2 * shape.own.sequences * model.vocabulary_size
+    logits = 2 * shape.own.sampled * model.vocabulary_size
     return float(residual + max(routed + gathered, dense + gathered, logits)) * OUTPUT_BYTES

@@ -11,10 +11,11 @@ import numpy as np
 from moesim.cluster import load_cluster
 from moesim.errors import InputError, UsageError
 from moesim.fitted_costs import CostModel, Engine
-from moesim.forward.expert_load import parse_distribution
+from moesim.forward.expert_load import Distribution, parse_distribution
 from moesim.forward.formats import choose_formats
 from moesim.forward.layout import Dispatch, Layout, StepLoad
 from moesim.forward.machine import Machine
+from moesim.forward.overlap import Overlap
 from moesim.forward.simulate import ForwardStep, simulate_step
 from moesim.hardware import looks_like_file
 from moesim.model import ModelSpec, load_model
@@ -24,6 +25,8 @@ from moesim.traces.bundle import open_trace
 from moesim.workload import Batches, Phase, draw_batches
 
 __all__ = ["StepRequest", "run_request"]
+
+MOST_DRAFTS = 16
 
 ROUTING = "uniform"
 """Without a trace: every token draws its experts evenly, the least that routing fluctuates."""
@@ -46,6 +49,7 @@ class StepRequest:
         moe_tp: Same.
         pp: Same.
         dispatch: Same.
+        redundant: Same; with a trace, its plan says where copies are.
         engine: Whose kernels run.
         cost: Fitted coefficients, or rooflines alone.
         gemm_dtype: Of projections and dense layers; the model's own if not given.
@@ -55,6 +59,9 @@ class StepRequest:
         trace: Routing trace instead.
         plan: Placement of experts for the trace.
         transforms: Of the model, as given to ``--transform``.
+        overlap: What runs beside what.
+        draft_tokens: That a decoding sequence verifies beside its one token.
+        acceptance: Probability that a draft is accepted if those before it were.
         seed: Of the draws.
     """
 
@@ -70,6 +77,7 @@ class StepRequest:
     moe_tp: int | None = None
     pp: int = 1
     dispatch: Dispatch | None = None
+    redundant: int = 0
     engine: Engine = "sglang"
     cost: CostModel = "fitted"
     gemm_dtype: str | None = None
@@ -79,6 +87,9 @@ class StepRequest:
     trace: Path | None = None
     plan: Path | None = None
     transforms: tuple[str, ...] = ()
+    overlap: Overlap = "none"
+    draft_tokens: int = 0
+    acceptance: float = 0.0
     seed: int = 0
 
 
@@ -104,9 +115,12 @@ def run_request(request: StepRequest) -> ForwardStep:
         pp=request.pp,
         dispatch=request.dispatch,
         direct="nvlink" if spans and request.engine == "trtllm" else "deepep",
+        redundant=request.redundant,
     )
     layout.check(model)
-    load = StepLoad.of(request.phase, request.batch, request.context, request.prefix)
+    load = StepLoad.of(
+        request.phase, request.batch, request.context, request.prefix, request.draft_tokens
+    )
     formats = choose_formats(
         model,
         cluster.device,
@@ -114,11 +128,22 @@ def run_request(request: StepRequest) -> ForwardStep:
         experts=request.expert_dtype,
         kv=request.kv_dtype,
     )
+    routing: Distribution | np.ndarray
     if request.trace is None:
         routing = parse_distribution(request.routing or ROUTING)
-        return simulate_step(model, machine, layout, load, formats, routing, seed=request.seed)
-    slots = _from_trace(request, request.trace, model, layout, load)
-    return simulate_step(model, machine, layout, load, formats, slots)
+    else:
+        routing = _from_trace(request, request.trace, model, layout, load)
+    return simulate_step(
+        model,
+        machine,
+        layout,
+        load,
+        formats,
+        routing,
+        seed=request.seed,
+        overlap=request.overlap,
+        acceptance=request.acceptance,
+    )
 
 
 def _machine(request: StepRequest) -> Machine:
@@ -138,11 +163,27 @@ def _check(request: StepRequest) -> None:
         ("--batch", request.batch, 1),
         ("--context", request.context, 1),
         ("--prefix", request.prefix, 0),
+        ("--draft-tokens", request.draft_tokens, 0),
     ):
         if not least <= value <= 2**24:
             raise UsageError(
                 f"{option} must be {least} … {2**24}; found {value}\nfix: pass another {option}"
             )
+    if request.redundant and request.trace is not None:
+        raise UsageError(
+            "--redundant is for named distributions; with --trace the --plan places copies\n"
+            "fix: leave out --redundant"
+        )
+    if request.draft_tokens > MOST_DRAFTS or (request.draft_tokens and request.phase == "prefill"):
+        raise UsageError(
+            f"--draft-tokens {request.draft_tokens} in {request.phase}; allowed: "
+            f"0 … {MOST_DRAFTS}, in decode\nfix: pass fewer drafts, or --phase decode"
+        )
+    if not 0 <= request.acceptance <= 1 or (request.acceptance and not request.draft_tokens):
+        raise UsageError(
+            f"--acceptance {request.acceptance} with {request.draft_tokens} drafts; allowed: "
+            "0 … 1, with --draft-tokens\nfix: pass a probability and --draft-tokens"
+        )
     if request.batch * (request.context if request.phase == "prefill" else 1) > 2**26:
         raise UsageError(
             f"--batch {request.batch} times --context {request.context} is more than 2^26 tokens "

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from moesim.cluster import Cluster
 from moesim.errors import InfeasibleError
 from moesim.forward.calls import StepShape, step_ops
+from moesim.forward.drafts import draft_shape, tokens_per_step
 from moesim.forward.energy import StepEnergy, step_energy
 from moesim.forward.expert_load import Distribution, draw_layer_tokens
 from moesim.forward.formats import Formats
 from moesim.forward.layout import Layout, StepLoad
 from moesim.forward.machine import Machine
 from moesim.forward.memory import DeviceMemory, device_memory
+from moesim.forward.overlap import Overlap, halves, hidden_s, micro_batch
 from moesim.forward.pricing import PricedOp, price_ops
 from moesim.intervals import add_intervals
 from moesim.model import ModelSpec
@@ -32,9 +34,10 @@ class ForwardStep:
         shape: Model, layout, and the load of one micro-batch.
         machine: Cluster, engine, cost model.
         routing: Name of the distribution of tokens over experts, or ``trace``.
-        batch_tokens: New tokens of all sequences.
+        batch_tokens: Tokens that all sequences gain, accepted drafts among them.
         ops: Its calls in order, priced.
-        step_s: Seconds until every sequence has its next token: the sum of all calls.
+        hidden_s: Seconds of calls that run beside others.
+        step_s: Seconds until every sequence has its next token: all calls but what is hidden.
         lo_s: Lower end of the 80 % interval.
         hi_s: Upper end.
         energy: Of all devices; None where nothing is known of their power.
@@ -45,8 +48,9 @@ class ForwardStep:
     shape: StepShape
     machine: Machine
     routing: str
-    batch_tokens: int
+    batch_tokens: float
     ops: tuple[PricedOp, ...]
+    hidden_s: float
     step_s: float
     lo_s: float
     hi_s: float
@@ -69,6 +73,8 @@ def simulate_step(
     routing: Distribution | np.ndarray,
     *,
     seed: int = 0,
+    overlap: Overlap = "none",
+    acceptance: float = 0.0,
     check_memory: bool = True,
 ) -> ForwardStep:
     """Price a step.
@@ -85,18 +91,28 @@ def simulate_step(
         routing: A named distribution, or [W, R, s] tokens of the slots of every expert-parallel
             rank.
         seed: Of the draws.
+        overlap: What runs beside what.
+        acceptance: Probability that a draft is accepted if those before it were.
         check_memory: Refuse what does not fit.
 
     Raises:
         InfeasibleError: If a device's memory does not hold the step.
     """
-    own = load.busiest(layout.pp)
-    if isinstance(routing, Distribution):
+
+    def make(own: StepLoad) -> StepShape:
         tokens = own.busiest(layout.dp).tokens * layout.dp
-        slots = draw_layer_tokens(model, routing, tokens, layout.ep, seed)
-    else:
-        slots = routing
-    shape = StepShape(model, layout, own, formats, slots)
+        if isinstance(routing, Distribution):
+            slots = draw_layer_tokens(model, routing, tokens, layout.ep, seed, layout.redundant)
+        else:
+            # A share of a recorded batch has that share of every slot's tokens.
+            slots = routing * (tokens / (mine.busiest(layout.dp).tokens * layout.dp))
+        return StepShape(model, layout, own, formats, slots)
+
+    mine = load.busiest(layout.pp)
+    half = micro_batch(mine.busiest(layout.dp), layout.dp) if halves(overlap) else None
+    shape = replace(
+        make(mine), half=None if half is None else make(half), **draft_shape(model, mine, make)
+    )
     memory = device_memory(shape)
     if check_memory:
         _check_memory(shape, memory, machine.cluster)
@@ -110,11 +126,20 @@ def simulate_step(
         )
         for priced in ops
     )
+    beside_s = hidden_s(
+        overlap,
+        [(priced.op, priced.time_s) for priced in ops],
+        shape,
+        None if machine.device.cores is None else int(machine.device.cores.value),
+    )
+    shorter = 1 - beside_s / total
+    total, low, high = total * shorter, low * shorter, high * shorter
     evidence = weakest(*(priced.price.evidence for priced in ops))
     name = str(routing) if isinstance(routing, Distribution) else "trace"
-    energy = step_energy(ops, machine, layout.devices, load.tokens, (total, low, high))
+    gained = tokens_per_step(load, acceptance)
+    energy = step_energy(ops, machine, layout.devices, gained, (total, low, high))
     return ForwardStep(
-        shape, machine, name, load.tokens, ops, total, low, high, energy, memory, evidence
+        shape, machine, name, gained, ops, beside_s, total, low, high, energy, memory, evidence
     )
 
 

@@ -20,19 +20,21 @@ from math import ceil
 import numpy as np
 
 from moesim.forward.calls import StepShape, step_ops
+from moesim.forward.drafts import draft_shape
 from moesim.forward.expert_load import Distribution, draw_layer_tokens
 from moesim.forward.formats import Formats
 from moesim.forward.layout import Layout, Sequences, StepLoad
 from moesim.forward.machine import Machine
 from moesim.forward.memory import DeviceMemory, device_memory
 from moesim.forward.mixers import MixerContext, cache_bytes_per_token, mixer_calls, state_bytes
+from moesim.forward.overlap import Overlap, halves, hidden_s, micro_batch
 from moesim.forward.price import Price
 from moesim.forward.pricing import find_prices
 from moesim.forward.variant import layer_model
-from moesim.forward.work import AttentionWork, MoveWork, Op
+from moesim.forward.work import AttentionWork, MoveWork, Op, Work
 from moesim.intervals import add_intervals
 from moesim.model import ModelSpec
-from moesim.model.mixers import GroupedQueryAttention
+from moesim.model.mixers import GroupedQueryAttention, Mixer
 from moesim.schema import Evidence, weakest
 
 __all__ = ["COMPONENTS", "Routing", "StepTables", "build_step_tables"]
@@ -77,11 +79,13 @@ class StepTables:
         components: C names; see :data:`COMPONENTS`.
         tokens: [N] new tokens of the busiest attention group, ascending from 1.
         token_s: [2, C, N] what depends on them: in decode-only steps, and in steps with prefill.
+        hidden_s: [2, N] of those and of attention to a usual cache, what runs beside other calls.
         sampled_s: [N] head and sampling for so many sequences of a group.
         kernels: [2] kernel launches of a step of either kind.
         decode_sequences: [B].
         decode_context: [X] mean of the cached tokens of those sequences.
-        decode_attention_s: [B, X].
+        decode_attention_s: [B, X]; with drafts, of all tokens that a step verifies and of the
+            drafting layer.
         chunk_tokens: [Q] new tokens of a prefill chunk.
         chunk_past: [P] tokens cached before it.
         chunk_attention_s: [Q, P].
@@ -97,6 +101,7 @@ class StepTables:
     components: tuple[str, ...]
     tokens: np.ndarray
     token_s: np.ndarray
+    hidden_s: np.ndarray
     sampled_s: np.ndarray
     kernels: np.ndarray
     decode_sequences: np.ndarray
@@ -134,6 +139,8 @@ def build_step_tables(
     *,
     max_tokens: int = 8192,
     seed: int = 0,
+    drafts: int = 0,
+    overlap: Overlap = "none",
 ) -> StepTables:
     """Price all grids.
 
@@ -145,17 +152,21 @@ def build_step_tables(
         routing: Where tokens go.
         max_tokens: Most new tokens of a group in a step (the engine's token budget).
         seed: Of the draws.
+        drafts: That every decoding sequence verifies beside its one token.
+        overlap: What runs beside what.
     """
-    grid = _Grid(model, layout, formats, routing, seed)
-    tokens = np.array([*(n for n in TOKENS if n < max_tokens), max_tokens], np.int64)
+    grid = _Grid(model, layout, formats, routing, seed, drafts, overlap)
+    rows = 1 + drafts
+    most = max(rows, max_tokens // rows * rows)
+    tokens = np.array([*(n * rows for n in TOKENS if n * rows < most), most], np.int64)
     chunk = np.array([*(q for q in CHUNK if q < max_tokens), max_tokens], np.int64)
     steps = [[grid.decode(int(n)) for n in tokens], [grid.prefill(int(n)) for n in tokens]]
     ops = [[step_ops(shape) for shape in shapes] for shapes in steps]
-    decoding = [grid.attention(Sequences(b, 1, x)) for b in SEQUENCES for x in CONTEXT]
+    decoding = [grid.attention(Sequences(b, rows, x, drafts)) for b in SEQUENCES for x in CONTEXT]
     chunks = [grid.attention(Sequences(1, int(q), p)) for q in chunk for p in PAST]
     usual = [
         *(op for op in ops[0][int(np.searchsorted(tokens, USUAL_SEQUENCES))] if not _attends(op)),
-        *grid.attention(Sequences(USUAL_SEQUENCES, 1, USUAL_CONTEXT)).ops,
+        *grid.attention(Sequences(USUAL_SEQUENCES, rows, USUAL_CONTEXT, drafts)).ops,
     ]
     cells = [cell.ops for cell in (*decoding, *chunks)]
     priced = _Prices(machine, [*ops[0], *ops[1], *cells, usual])
@@ -167,6 +178,15 @@ def build_step_tables(
         token_s=np.array([[priced.by_component(step) for step in kind] for kind in ops])
         .transpose(0, 2, 1)
         .copy(),
+        hidden_s=np.array(
+            [
+                [
+                    hidden_s(overlap, priced.pairs(step), shape, _cores(machine))
+                    for step, shape in zip(kind, shapes, strict=True)
+                ]
+                for kind, shapes in zip(ops, steps, strict=True)
+            ]
+        ),
         sampled_s=np.array([priced.seconds(filter(_samples, step)) for step in ops[0]]),
         kernels=np.array([float(sum(map(_launches, kind[-1]))) for kind in ops]),
         decode_sequences=np.array(SEQUENCES),
@@ -194,15 +214,19 @@ class _Grid:
     formats: Formats
     routing: Routing
     seed: int
+    drafts: int
+    overlap: Overlap
 
     def decode(self, tokens: int) -> StepShape:
-        """Every group decodes so many sequences."""
-        return self._step(Sequences(tokens * self.layout.dp, 1, USUAL_CONTEXT), tokens)
+        """Every group decodes sequences with so many new tokens."""
+        rows = 1 + self.drafts
+        count = max(1, tokens // rows) * self.layout.dp
+        return self._step(Sequences(count, rows, USUAL_CONTEXT, self.drafts))
 
     def prefill(self, tokens: int) -> StepShape:
         """Every group works on one chunk of so many tokens."""
         # A chunk of one token would pass for decode; its kernels are those of two.
-        return self._step(Sequences(self.layout.dp, max(tokens, 2), 0), tokens)
+        return self._step(Sequences(self.layout.dp, max(tokens, 2), 0))
 
     def attention(self, sequences: Sequences) -> _Cell:
         """What one group's sequences take because of what they have cached.
@@ -210,7 +234,7 @@ class _Grid:
         Attention, and by how much longer other calls of the mixer take (latents expanded anew,
         indexers) than with the usual cache that the token-dependent part is priced with.
         """
-        usual = USUAL_CONTEXT if sequences.new_tokens == 1 else 0
+        usual = USUAL_CONTEXT if sequences.phase == "decode" else 0
         mine, other = self._mixers(sequences), self._mixers(replace(sequences, cached_tokens=usual))
         pairs = list(zip(mine, other, strict=True))
         longer = [(own, base) for own, base in pairs if not _attends(own) and own != base]
@@ -220,23 +244,44 @@ class _Grid:
         )
 
     def _mixers(self, sequences: Sequences) -> list[Op]:
-        model, layout, formats = layer_model(self.model), self.layout, self.formats
-        load = StepLoad((sequences,)).scaled(model.variant.token_share)
-        context = MixerContext(model.hidden_size, layout.tp, load, formats.gemm, formats.kv)
-        return [
+        model = layer_model(self.model)
+        found = [
             Op(name, work, len(mixer.layers))
             for mixer in model.mixers
-            for name, work in mixer_calls(mixer, context)
+            for name, work in self._calls(mixer, sequences)
         ]
+        if sequences.drafts and model.mtp_layers:
+            single = replace(sequences, new_tokens=1, drafts=0)
+            found += [
+                Op(f"mtp.{name}", work, sequences.drafts)
+                for name, work in self._calls(model.mtp_mixer, single)
+            ]
+        return found
 
-    def _step(self, sequences: Sequences, tokens: int) -> StepShape:
+    def _calls(self, mixer: Mixer, sequences: Sequences) -> Iterable[tuple[str, Work]]:
+        model, formats = layer_model(self.model), self.formats
+        load = StepLoad((sequences,)).scaled(model.variant.token_share)
+        context = MixerContext(model.hidden_size, self.layout.tp, load, formats.gemm, formats.kv)
+        return mixer_calls(mixer, context)
+
+    def _step(self, sequences: Sequences) -> StepShape:
+        load = StepLoad((sequences,))
+        shape = replace(self._shape(load), **draft_shape(self.model, load, self._shape))
+        if halves(self.overlap):
+            half = micro_batch(load.busiest(self.layout.dp), self.layout.dp)
+            shape = replace(shape, half=None if half is None else self._shape(half))
+        return shape
+
+    def _shape(self, load: StepLoad) -> StepShape:
         model, layout = self.model, self.layout
-        group = tokens * layout.dp
+        group = load.busiest(layout.dp).tokens * layout.dp
         if isinstance(self.routing, Distribution):
-            slots = draw_layer_tokens(model, self.routing, group, layout.ep, self.seed)
+            slots = draw_layer_tokens(
+                model, self.routing, group, layout.ep, self.seed, layout.redundant
+            )
         else:
             slots = self.routing(group)
-        return StepShape(model, layout, StepLoad((sequences,)), self.formats, slots)
+        return StepShape(model, layout, load, self.formats, slots)
 
 
 @dataclass(frozen=True, eq=False)
@@ -267,6 +312,10 @@ class _Prices:
     def seconds(self, ops: Iterable[Op]) -> float:
         return sum(self._found[id(op)].time_s * op.layers for op in ops)
 
+    def pairs(self, ops: Sequence[Op]) -> list[tuple[Op, float]]:
+        """Calls with their seconds over all layers."""
+        return [(op, self._found[id(op)].time_s * op.layers) for op in ops]
+
     def table(self, cells: Sequence[_Cell], columns: int) -> np.ndarray:
         """Cells row by row."""
         found = [self.seconds(cell.calls) - self.seconds(cell.counted) for cell in cells]
@@ -296,6 +345,11 @@ def _samples(op: Op) -> bool:
 
 def _attends(op: Op) -> bool:
     return isinstance(op.work, AttentionWork)
+
+
+def _cores(machine: Machine) -> int | None:
+    cores = machine.device.cores
+    return None if cores is None else int(cores.value)
 
 
 def _launches(op: Op) -> int:

@@ -287,6 +287,10 @@ _OPERATORS: dict[type, OperatorName] = {
 }
 
 
+_OUTSIDE = ("embedding", "stage.", "final.", "head", "sampling", "mtp.")
+"""Calls before and behind the layers begin with these names."""
+
+
 @dataclass(frozen=True)
 class Op:
     """One call, and in how many layers it comes back.
@@ -302,6 +306,11 @@ class Op:
     work: Work
     layers: int = 1
     stream: Stream = "main"
+
+    @property
+    def in_layer(self) -> bool:
+        """Whether it belongs to the layers between embedding and head."""
+        return not self.name.startswith(_OUTSIDE)
 
     @property
     def operator(self) -> OperatorName:

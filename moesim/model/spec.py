@@ -339,6 +339,12 @@ class ModelSpec(Document):
         return self.parameters.active
 
     @property
+    def mtp_mixer(self) -> Mixer:
+        """Of an MTP module: the last kind of attention."""
+        attention = [mixer for mixer in self.mixers if not mixer.kind.startswith("mamba")]
+        return (attention or list(self.mixers))[-1]
+
+    @property
     def mtp_parameters(self) -> int:
         """Parameters of the MTP modules, beyond :attr:`total_parameters`; embeddings are shared.
 
@@ -348,8 +354,7 @@ class ModelSpec(Document):
         if not self.mtp_layers:
             return 0
         hidden = self.hidden_size
-        attention = [mixer for mixer in self.mixers if not mixer.kind.startswith("mamba")]
-        mixer = (attention or list(self.mixers))[-1].parameters(hidden)
+        mixer = self.mtp_mixer.parameters(hidden)
         parameters = self.parameters
         mlp = parameters.routed_experts + parameters.shared_experts + parameters.router
         return self.mtp_layers * (2 * hidden**2 + mixer + mlp // len(self.moe_layers))

@@ -57,6 +57,7 @@ def make_costs(pool: Pool, most_tokens: int) -> Costs:
         for row, component in enumerate(tables.components):
             weight = fit.weight(component)[kind]
             token_s[kind] += weight * interpolate(tables.tokens, tables.token_s[kind, row], tokens)
+        token_s[kind] -= interpolate(tables.tokens, tables.hidden_s[kind], tokens)
         token_s[kind] += fit.token_host_s * needed
         token_s[kind] += fit.step_host_s[kind] + fit.kernel_host_s * tables.kernels[kind]
     decode_sequences, decode_s = _two(tables.decode_sequences, tables.decode_attention_s, 0)

@@ -28,8 +28,7 @@ class Pool:
             step takes as long as the slowest of them takes through all stages.
         kv_tokens: Tokens that the cache of one group's devices holds, over all lanes.
         draft_tokens: Tokens proposed and verified per sequence and step (speculative decoding).
-            Verifying them is priced as so many more new tokens and sampled rows; attention as that
-            of one query per sequence, and proposing them not at all.
+            The tables price that they are verified, and drafted by the model's own layers.
         tokens_per_step: Tokens that a sequence gains in a decode step on average.
         coefficients: Weights and host times.
     """

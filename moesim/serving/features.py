@@ -16,7 +16,8 @@ def step_features(schedule: Schedule, pool: Pool) -> dict[str, np.ndarray]:
 
     With the pool's coefficients, a step of kind k takes ``Σ weights[part][k] · part`` over the
     components and ``sampled``, ``decode_attention``, ``chunk_attention``, plus ``step_host_s[k] +
-    sequence_host_s · sequences + token_host_s · tokens + kernel_host_s · kernels``.
+    sequence_host_s · sequences + token_host_s · tokens + kernel_host_s · kernels``, less what is
+    ``hidden`` beside other calls.
 
     Args:
         schedule: Steps of workers of one pool.
@@ -33,6 +34,8 @@ def step_features(schedule: Schedule, pool: Pool) -> dict[str, np.ndarray]:
     for row, name in enumerate(tables.components):
         by_kind = interpolate(tables.tokens, tables.token_s[:, row], computed)
         features[name] = by_kind[kind, np.arange(schedule.steps)]
+    by_kind = interpolate(tables.tokens, tables.hidden_s, computed)
+    features["hidden"] = by_kind[kind, np.arange(schedule.steps)]
     sampled = interpolate(tables.tokens, tables.sampled_s, schedule.sampled.astype(float))
     features["sampled"] = np.where(schedule.sampled > 0, sampled, 0.0)
     decodes = schedule.decode_sequences > 0

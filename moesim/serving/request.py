@@ -9,6 +9,7 @@ from pathlib import Path
 from moesim.errors import UsageError
 from moesim.fitted_costs import CostModel
 from moesim.forward.layout import Dispatch
+from moesim.forward.overlap import Overlap
 from moesim.serving.deployment import Router
 from moesim.serving.loads import closed_loop, open_loop, parse_lengths
 from moesim.serving.metrics import Targets
@@ -31,12 +32,13 @@ class PoolRequest:
     Attributes:
         cluster: Short name or file of one worker's devices; all are used.
         workers: How many.
-        tp: See :class:`~moesim.forward.layout.Layout`; so are the next five.
+        tp: See :class:`~moesim.forward.layout.Layout`; so are the next six.
         dp: Same.
         ep: Same.
         moe_tp: Same.
         pp: Same.
         dispatch: Same.
+        redundant: Same.
     """
 
     cluster: str
@@ -47,6 +49,7 @@ class PoolRequest:
     moe_tp: int | None = None
     pp: int = 1
     dispatch: Dispatch | None = None
+    redundant: int = 0
 
 
 @dataclass(frozen=True)
@@ -153,6 +156,7 @@ class ServingRequest:
         policy: Parts of the policy that are other than the engine's defaults.
         draft_tokens: Proposed per sequence and step.
         acceptance: Probability that a draft is accepted if those before it were.
+        overlap: What runs beside what in a step, on top of what measured engines overlap anyway.
         cost: Fitted coefficients, or rooflines alone.
         gemm_dtype: Of projections and dense layers; the model's own if not given.
         expert_dtype: Of routed experts; same.
@@ -174,6 +178,7 @@ class ServingRequest:
     policy: Mapping[str, object] = field(default_factory=dict)
     draft_tokens: int = 0
     acceptance: float = 0.0
+    overlap: Overlap = "none"
     cost: CostModel = "fitted"
     gemm_dtype: str | None = None
     expert_dtype: str | None = None

@@ -153,6 +153,7 @@ def _workers(
         pp=wanted.pp,
         dispatch=wanted.dispatch,
         direct="nvlink" if spans and kernels == "trtllm" else "deepep",
+        redundant=wanted.redundant,
     )
     layout.check(model)
     policy = find_engine(
@@ -169,6 +170,8 @@ def _workers(
         parse_distribution(request.routing),
         max_tokens=policy.token_budget,
         seed=request.seed,
+        drafts=0 if wanted is request.prefill else request.draft_tokens,
+        overlap=request.overlap,
     )
     in_flight = requests.concurrency or requests.count
     each = -(-in_flight // (wanted.workers * layout.dp))

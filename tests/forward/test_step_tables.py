@@ -21,18 +21,19 @@ CASES = [
 ]
 
 
-def _tables(name, cluster, sizes):
+def _tables(name, cluster, sizes, **further):
     machine = Machine(load_cluster(cluster), "sglang", "fitted")
     model = load_model(name)
     layout = Layout.complete(machine.cluster.devices, **sizes)
     setting = (model, machine, layout, choose_formats(model, machine.device))
-    return build_step_tables(*setting, parse_distribution("uniform")), setting
+    return build_step_tables(*setting, parse_distribution("uniform"), **further), setting
 
 
-def _simulated(setting, load):
+def _simulated(setting, load, **further):
     model, machine, layout, formats = setting
+    uniform = parse_distribution("uniform")
     return simulate_step(
-        model, machine, layout, load, formats, parse_distribution("uniform"), check_memory=False
+        model, machine, layout, load, formats, uniform, check_memory=False, **further
     )
 
 
@@ -91,3 +92,30 @@ def test_a_window_is_a_state_and_no_growing_cache():
     full, windowed = 18 * 2 * 8 * 64 * 2 / 2, 18 * 128 * 2 * 8 * 64 * 2 / 2
     assert tables.cache_bytes_per_token == full
     assert tables.state_bytes_per_sequence == windowed
+
+
+def test_a_step_that_verifies_drafts_takes_what_its_calls_take():
+    tables, setting = _tables("deepseek-v3", "8xh200_sxm", {"dp": 8}, drafts=3)
+    load = StepLoad.of("decode", 64 * 8, 2048, drafts=3)
+    place = int(np.searchsorted(tables.tokens, 256))
+    assert tables.tokens[place] == 256
+    row, column = (
+        np.searchsorted(tables.decode_sequences, 64),
+        np.searchsorted(tables.decode_context, 2048),
+    )
+    found = (
+        tables.token_s[0, :, place].sum()
+        + tables.sampled_s[place]
+        + tables.decode_attention_s[row, column]
+    )
+    assert found == pytest.approx(_simulated(setting, load).step_s, rel=1e-3)
+
+
+def test_tables_hide_what_a_step_hides():
+    sizes = {"dp": 8}
+    tables, setting = _tables("deepseek-v3", "8xh200_sxm", sizes, overlap="two-batch")
+    load = StepLoad.of("decode", 64 * 8, 1024)
+    place = int(np.searchsorted(tables.tokens, 64))
+    step = _simulated(setting, load, overlap="two-batch")
+    assert tables.hidden_s[0, place] == pytest.approx(step.hidden_s, rel=1e-6)
+    assert step.hidden_s > 0

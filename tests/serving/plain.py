@@ -240,6 +240,7 @@ def lane_seconds(pool, lane):
     seconds = attention_s + fit.step_host_s[kind] + fit.kernel_host_s * t.kernels[kind]
     for row, component in enumerate(t.components):
         seconds += fit.weight(component)[kind] * line(t.tokens, t.token_s[kind][row], computed)
+    seconds -= line(t.tokens, t.hidden_s[kind], computed)
     if sampled:
         seconds += fit.weight("sampled")[kind] * line(t.tokens, t.sampled_s, sampled)
     seconds += fit.token_host_s * tokens + fit.sequence_host_s * sequences

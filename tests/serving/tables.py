@@ -21,6 +21,7 @@ def made_up_tables(seed: int | None = 0) -> SimpleNamespace:
         tokens=tokens,
         token_s=jitter[:, :, None] * np.array([2e-3, 5e-3, 1e-3])[None, :, None]
         + 1e-6 * jitter[:, :, None] * tokens,
+        hidden_s=1e-3 * jitter[:, :1] + 2e-7 * tokens,
         sampled_s=5e-5 + 1e-6 * tokens,
         kernels=np.array([1000.0, 1500.0]),
         decode_sequences=decode_sequences,
