@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from moesim.cli import simulate_offload, simulate_serving, simulate_step
+from moesim.cli import simulate_offload, simulate_serving, simulate_step, simulate_training
 
 __all__ = ["app"]
 
@@ -19,3 +19,4 @@ def _group() -> None:
 app.command("step")(simulate_step.step)
 app.command("offload")(simulate_offload.offload)
 app.command("serving")(simulate_serving.serving)
+app.command("training")(simulate_training.training)

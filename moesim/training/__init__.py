@@ -1,0 +1,1 @@
+"""One iteration of training a Mixture-of-Experts model: time, communication, memory."""
