@@ -7,13 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moesim.cli import validate_measured, validate_serving
+from moesim.cli import validate_measured, validate_papers, validate_serving
 from moesim.cli.console import Console, JsonOption, OutOption, QuietOption, SeedOption
 from moesim.errors import ToleranceError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from moesim.reports.offload_papers import OffloadPaper
+    from moesim.reports.paper_run import PublishedPaper
     from moesim.reports.papers import PaperResult, PlannerGain
+
+    Result = PaperResult | OffloadPaper | PublishedPaper
 
 __all__ = ["app"]
 
@@ -37,6 +42,19 @@ def papers(
     data: Annotated[
         Path | None, typer.Option(help="A scenario file of your own instead of the bundled ones.")
     ] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="File that receives all figures as one page.")
+    ] = None,
+    drift: Annotated[
+        bool,
+        typer.Option("--drift", help="Fail on what moved since the accepted table, not on misses."),
+    ] = False,
+    accept: Annotated[
+        bool, typer.Option("--accept", help="Write the predictions as the accepted table.")
+    ] = False,
+    table: Annotated[
+        Path | None, typer.Option(help="Accepted table instead of the bundled one.")
+    ] = None,
     seed: SeedOption = 0,
     out: OutOption = None,
     quiet: QuietOption = False,
@@ -44,25 +62,17 @@ def papers(
 ) -> None:
     """Predict the figures of papers in their own set-ups, and compare.
 
-    Exit code 6 if a prediction is outside its tolerance.
+    Exit code 6 if a prediction is outside its tolerance; with --drift, if one that was inside no
+    longer is, or one moved by more than 1 %.
     """
     import moesim
-    from moesim.reports.offload_papers import run_offload_scenario
-    from moesim.reports.offload_scenario import OffloadScenario
-    from moesim.reports.papers import run_scenario
-    from moesim.reports.scenario import scenario_schema
-    from moesim.reports.validation import summarise
+    from moesim.reports.validation import count_checks, summarise
     from moesim.safe_io import write_json
 
     console = Console(as_json=as_json, quiet=quiet)
     paths = _scenario_files(only, data)
     with console.progress("validating") as say:
-        results = [
-            run_offload_scenario(path, seed=seed, say=say)
-            if scenario_schema(path) == OffloadScenario.schema_id
-            else run_scenario(path, seed=seed, say=say)
-            for path in paths
-        ]
+        results = [_run(path, seed, say) for path in paths]
     rows = [row for result in results for row in result.rows]
     outside = [row.id for row in rows if row.ok is False]
     found: dict[str, Any] = {
@@ -70,20 +80,48 @@ def papers(
         "ok": not outside,
         "validation": "papers",
         "rows": [row.to_dict() for row in rows],
-        "summary": summarise(rows),
+        "summary": {**summarise(rows), "checks": count_checks(rows)},
         "scenarios": [_scenario_json(result) for result in results],
         "seed": seed,
         "files": {},
         "version": moesim.__version__,
     }
+    whole = only is None and data is None
+    moved = validate_papers.check_drift(rows, found, drift, accept, table, whole=whole)
+    pages = [html] if html is not None else []
+    pages += [out / "validate-papers.html"] if out is not None else []
+    for path in pages:
+        found["files"]["page"] = str(validate_papers.write_page(results, path))
     if out is not None:
         found["files"]["result"] = str(out / "validate-papers.json")
         write_json(out / "validate-papers.json", found)
     console.result(found, lambda: _show(results, found))
-    if outside:
+    if drift:
+        if moved:
+            console.say(f"moesim: not as accepted: {len(moved)} of {len(rows)} figures")
+            raise typer.Exit(ToleranceError.exit_code)
+    elif outside and not accept:
         covered = found["summary"]["covered"]
         console.say(f"moesim: outside the tolerance: {len(outside)} of {covered} predicted figures")
         raise typer.Exit(ToleranceError.exit_code)
+
+
+def _run(path: Path, seed: int, say: Callable[[str], object]) -> Result:
+    """Predict one file, by its kind."""
+    from moesim.reports.offload_papers import run_offload_scenario
+    from moesim.reports.offload_scenario import OffloadScenario
+    from moesim.reports.paper import Paper
+    from moesim.reports.paper_run import run_paper
+    from moesim.reports.papers import run_scenario
+    from moesim.reports.scenario import scenario_schema
+
+    kind = scenario_schema(path)
+    if kind == Paper.schema_id:
+        say(path.stem)
+        return run_paper(path)
+    if kind == OffloadScenario.schema_id:
+        return run_offload_scenario(path, seed=seed, say=say)
+    return run_scenario(path, seed=seed, say=say)
 
 
 def _scenario_files(only: str | None, data: Path | None) -> list[Path]:
@@ -101,9 +139,19 @@ def _scenario_files(only: str | None, data: Path | None) -> list[Path]:
     return [scenario_path(name) for name in dict.fromkeys(names)]
 
 
-def _scenario_json(result: PaperResult | OffloadPaper) -> dict[str, Any]:
+def _scenario_json(result: Result) -> dict[str, Any]:
     from moesim.reports.offload_papers import OffloadPaper
+    from moesim.reports.paper_run import PublishedPaper
 
+    if isinstance(result, PublishedPaper):
+        paper = result.scenario
+        return {
+            "id": paper.id,
+            "title": paper.title,
+            "source": paper.source.to_dict(),
+            "fitted_on": list(paper.fitted_on),
+            "assumptions": {item.id: item.text for item in paper.assumptions},
+        }
     if isinstance(result, OffloadPaper):
         of = result.scenario
         return {
@@ -155,7 +203,7 @@ def _gain_json(gain: PlannerGain) -> dict[str, Any]:
     }
 
 
-def _show(results: list[PaperResult | OffloadPaper], found: dict[str, Any]) -> None:
+def _show(results: list[Result], found: dict[str, Any]) -> None:
     from rich.console import Console as RichConsole
 
     from moesim.cli.validate_terminal import show_papers

@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 
 from moesim.cli.words import Words
-from moesim.reports import papers
+from moesim.reports import paper_run, papers, papers_page
 from moesim.reports.scenario import Metric
 from moesim.reports.text import NOTHING, percent
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from moesim.reports.offload_papers import OffloadPaper
+    from moesim.reports.paper_run import PublishedPaper
     from moesim.reports.papers import PaperResult
     from moesim.reports.validation import ValidationRow
 
@@ -45,7 +46,7 @@ _SHORT = {
 
 
 def show_papers(
-    results: Sequence[PaperResult | OffloadPaper],
+    results: Sequence[PaperResult | OffloadPaper | PublishedPaper],
     summary: Mapping[str, Any],
     files: Mapping[str, str],
     console: Console,
@@ -62,9 +63,12 @@ def show_papers(
     for result in results:
         if isinstance(result, papers.PaperResult):
             _show_placement(result, words, console)
+        elif isinstance(result, paper_run.PublishedPaper):
+            _show_published(result, words, console)
         else:
             _show_offload(result, words, console)
-        console.print(words.paragraph("Assumptions", "bold"))
+        if result.scenario.assumptions:
+            console.print(words.paragraph("Assumptions", "bold"))
         for item in result.scenario.assumptions:
             console.print(words.paragraph(f"{item.id}: {item.text}"))
         console.print()
@@ -76,6 +80,9 @@ def show_papers(
             _GOOD if inside == covered else _BAD,
         )
     )
+    for check, of in summary.get("checks", {}).items():
+        if of["n"]:
+            console.print(words(f"{check:6} {of['ok']} of {of['covered']} ok, {of['n']} figures"))
     for name, path in files.items():
         console.print(words(f"{name}  {path}"), soft_wrap=True)
 
@@ -110,6 +117,22 @@ def _show_placement(result: PaperResult, words: Words, console: Console) -> None
             )
         )
         console.print(_sensitivity(result, words))
+
+
+def _show_published(result: PublishedPaper, words: Words, console: Console) -> None:
+    paper = result.scenario
+    console.print(words.paragraph(paper.title, "bold"))
+    console.print(words.paragraph(f"{paper.source.authors}, {paper.source.url}"))
+    table = _table(words, papers_page.COLUMNS[0], papers_page.COLUMNS[1:])
+    for row in result.rows:
+        cells = papers_page.figure_cells(row)
+        table.add_row(*map(words, cells[:-1]), words(cells[-1], _verdict(row)[1]))
+    console.print(table)
+    if paper.fitted_on:
+        console.print(words.paragraph(f"Fitted on {', '.join(paper.fitted_on)}."))
+    for row in result.rows:
+        if row.predicted is None:
+            console.print(words.paragraph(f"{row.id}: {row.note}.", _QUIET))
 
 
 def _show_offload(result: OffloadPaper, words: Words, console: Console) -> None:

@@ -1,0 +1,12 @@
+"""What predicts the figures of each paper: one module per paper, found by the paper's id.
+
+A module has ``predict(paper) -> Mapping[str, Prediction]``: predictions by figure id, in the
+figures' units, from general models and a set-up that the module states.
+"""
+
+from __future__ import annotations
+
+PAPERS: dict[str, str] = {
+    "transforms": "moesim.reports.paper_figures.transforms",
+}
+"""Module by paper id; modules are imported when they are needed."""

@@ -1,0 +1,86 @@
+"""Counts that papers print of their designs, from model documents before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from moesim.forward.expert_load import draw_layer_tokens, parse_distribution
+from moesim.model import load_model
+from moesim.model.transforms import figures, transform_model
+from moesim.reports.paper import Paper
+from moesim.reports.prediction import Prediction
+from moesim.schema import Evidence
+
+__all__ = ["predict"]
+
+GIB = 2**30
+LONG = 256 * 1024
+"""Tokens of Jamba's tables."""
+WEAVE_BYTES = 52.8 * GIB
+GPUS_BYTES = 8 * 80e9
+
+
+def predict(paper: Paper) -> Mapping[str, Prediction]:
+    """Every count of the file."""
+    del paper
+    found = _compressed() | _caches() | _weave() | _pruned()
+    mixtral = load_model("mixtral-8x7b")
+    found["adamoe-flops"] = -figures.flops_change(mixtral, ["null-experts:8,mean=1.672"])
+    dense = load_model("llama-3.1-8b", dense=True)
+    carved = transform_model(dense, ["carve:8,2,4"]).parameters
+    kept = carved.shared_experts + carved.routed_experts_active
+    found["cmoe-flops"] = kept / dense.parameters.dense_mlp
+    pangu = transform_model(load_model("pangu-pro-moe"), ["groups:8"])
+    drawn = draw_layer_tokens(pangu, parse_distribution("zipf:1.2"), 64, 8, 0).sum(axis=-1)
+    found["moge-balance"] = float(drawn.max() / drawn.mean())
+    return {name: Prediction(value, evidence=Evidence.SPEC) for name, value in found.items()}
+
+
+def _compressed() -> dict[str, float]:
+    kept = {
+        "mobe-qwen3-235b": ("qwen3-235b-a22b", 32),
+        "mobe-qwen3-30b": ("qwen3-30b-a3b", 32),
+        "mobe-deepseek-v3": ("deepseek-v3", 64),
+        "mobe-kimi-k2": ("kimi-k2", 128),
+    }
+    found = {
+        name: 1 + figures.parameter_change(load_model(model), [f"mobe:{bases}"])
+        for name, (model, bases) in kept.items()
+    }
+    for name, model, full in (("olmoe", "olmoe-1b-7b", 4), ("phi", "phi-3.5-moe", 1)):
+        change = figures.active_change(load_model(model), [f"compressed-experts:{full}"])
+        found[f"compressed-{name}"] = -change
+    return found
+
+
+def _pruned() -> dict[str, float]:
+    r1 = load_model("deepseek-r1")
+    return {
+        f"premoe-r1-{left}": float(transform_model(r1, [f"prune:{left}"]).total_parameters)
+        for left in (128, 64, 32)
+    }
+
+
+def _caches() -> dict[str, float]:
+    mixtral, large = load_model("mixtral-8x7b"), load_model("jamba-1.5-large")
+    cache = figures.cache_bytes(large, LONG)
+    narrow = transform_model(large, ["weights:experts=8,dense=8"])
+    return {
+        "mixtral-cache": figures.cache_bytes(mixtral, LONG),
+        "jamba-cache": figures.cache_bytes(transform_model(mixtral, ["hybrid:8"]), LONG),
+        "jamba-large-cache": cache,
+        "jamba-large-parameters": float(large.total_parameters),
+        "jamba-large-active": float(large.active_parameters),
+        "jamba-int8-fits": (figures.weight_bytes(narrow) + cache) / GPUS_BYTES,
+        "jamba-bf16-does-not": (figures.weight_bytes(large) + cache) / GPUS_BYTES,
+    }
+
+
+def _weave() -> dict[str, float]:
+    model = load_model("deepseek-v2-lite")
+    weights_gib = {"weave-base": 29.3, "weave-two": 36.2, "weave-three": 38.7}
+    found = {
+        name: figures.cache_tokens(model, WEAVE_BYTES, gib * GIB)
+        for name, gib in weights_gib.items()
+    }
+    return found | {"weave-weights": figures.weight_bytes(model)}
