@@ -15,23 +15,27 @@ from moesim.cli import (
     kernels,
     model,
     plan,
+    plan_moge,
     simulate,
     trace,
     validate,
     whatif,
 )
 from moesim.cli.console import run
+from moesim.cli.words_of_commands import TwoWordGroup
 
 __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="moesim",
+    cls=TwoWordGroup,
     help="Performance simulation and planning for Mixture-of-Experts models.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("plan")(plan.plan)
+app.command("plan", epilog=plan.SEE_ALSO)(plan.plan)
+app.add_typer(plan_moge.app, name="plan moge")
 app.add_typer(simulate.app, name="simulate")
 app.add_typer(trace.app, name="trace")
 app.add_typer(model.app, name="model")

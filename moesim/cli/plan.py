@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from moesim.planners.outcome import PlanOutcome
     from moesim.step import StepCost
 
-__all__ = ["plan"]
+__all__ = ["SEE_ALSO", "plan"]
+
+SEE_ALSO = "See also: moesim plan moge --help (Mixture of Grouped Experts)."
 
 DEFAULT_OUT = Path("moesim-plan")
 SERVING_ENGINES = ("sglang", "vllm", "vllm-ascend", "tensorrt-llm")
