@@ -169,9 +169,10 @@ def search_groups(
     expert, weight = choices.expert[index], choices.weight[index]
     pairs, _ = pair_weights(expert, weight, choices.experts, per_group)
     rng = np.random.default_rng((seed, index))
-    even = np.arange(choices.experts) * groups // choices.experts
+    even: np.ndarray = np.arange(choices.experts) * groups // choices.experts
     deadline = time.monotonic() + budget_s
-    best, least = even, np.inf
+    best: np.ndarray = even
+    least = np.inf
     for start in range(1 + max(STARTS, START_EXPERTS // choices.experts)):
         if start and time.monotonic() > deadline:
             return best, False
