@@ -64,7 +64,7 @@ class Grouping:
         per_group: K'.
         mass: [L] gates of every layer.
         solve_s: Seconds.
-        cut_short: Layers that the time limit left with a single start.
+        cut_short: Layers whose search the time limit cut short.
     """
 
     layers: tuple[LayerGroups, ...]
@@ -139,7 +139,7 @@ def regroup(
         groups: M, divides E.
         per_group: K'.
         seed: Of random partitions.
-        time_limit_s: For all layers; every layer gets one start whatever it takes.
+        time_limit_s: For all layers; every layer gets at least swaps by pairs.
         say: Told of progress.
     """
     began = time.monotonic()
@@ -179,7 +179,7 @@ def search_groups(
         group = even if start == 0 else rng.permutation(even)
         if start % 2 == 0:
             group = swap_pairwise(pairs, group, groups)
-        group = swap_exact(expert, weight, group, groups, per_group)
+        group = swap_exact(expert, weight, group, groups, per_group, deadline)
         if (lost := lost_mass(expert, weight, group, per_group)) < least:
             best, least = group, lost
     return best, True

@@ -6,6 +6,8 @@ pairs of groups add up, and several are made from one table of gains.
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 
 from moesim.compiled import compiled
@@ -44,7 +46,12 @@ def swap_pairwise(pairs: np.ndarray, group: np.ndarray, groups: int) -> np.ndarr
 
 
 def swap_exact(
-    expert: np.ndarray, weight: np.ndarray, group: np.ndarray, groups: int, per_group: int
+    expert: np.ndarray,
+    weight: np.ndarray,
+    group: np.ndarray,
+    groups: int,
+    per_group: int,
+    deadline_s: float = np.inf,
 ) -> np.ndarray:
     """Swap experts until no swap of two lowers the lost mass of a layer.
 
@@ -54,10 +61,11 @@ def swap_exact(
         group: [E] to start from.
         groups: M.
         per_group: K'.
+        deadline_s: Of ``time.monotonic``; the groups found until then are returned.
     """
     group = group.astype(np.int64)
     least = _GAIN * max(float(weight.sum()), 1e-300)
-    while True:
+    while time.monotonic() < deadline_s:
         gain = swap_gains(expert, weight, group, groups, per_group)
         gain[group[:, None] == group] = 0.0
         changed = False
@@ -70,7 +78,8 @@ def swap_exact(
             gain[busy], gain[:, busy] = 0.0, 0.0
             changed = True
         if not changed:
-            return group
+            break
+    return group
 
 
 @compiled

@@ -83,7 +83,7 @@ def regroup(
     with console.progress("grouping") as say:
         found = regroup(choices, groups, own, seed=seed, time_limit_s=time_limit, say=say)
     if found.cut_short:
-        console.say(f"--time-limit: {found.cut_short} layers were searched from fewer starts")
+        console.say(f"--time-limit: {found.cut_short} layers were not searched to the end")
     document = groups_document(opened, model or opened.manifest.model, found, held_out)
     files = _write(document, out or DEFAULT_OUT, model, engines)
     data = document.to_dict() | {"ok": True, "solve_s": found.solve_s, "files": files}
