@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -22,6 +23,12 @@ class SystemOption(StrEnum):
 
     MEGASCALE = "megascale"
     MEGATRON = "megatron"
+    EP = "ep"
+    FASTERMOE = "fastermoe"
+    SMARTMOE = "smartmoe"
+    FLEXMOE = "flexmoe"
+    HECATE = "hecate"
+    HECATE_RM = "hecate-rm"
 
 
 class OverlapOption(StrEnum):
@@ -41,6 +48,8 @@ class RecomputeOption(StrEnum):
 
 
 _LAYOUT, _BATCH, _SYSTEM = "Layout", "Batch", "System"
+_BALANCE = "Balancing (ep, fastermoe, smartmoe, flexmoe, hecate, hecate-rm)"
+_PARALLEL = ("megascale", "megatron")
 
 
 def training(
@@ -116,9 +125,52 @@ def training(
         ),
     ] = None,
     routing: Annotated[
-        str,
-        typer.Option(help="balanced, uniform, zipf:S or power-law:A.", rich_help_panel=_BATCH),
-    ] = "uniform",
+        str | None,
+        typer.Option(
+            help="balanced, uniform, zipf:S or power-law:A [uniform; balancing: zipf:0.65].",
+            rich_help_panel=_BATCH,
+        ),
+    ] = None,
+    drift: Annotated[
+        float | None,
+        typer.Option(
+            help="Correlation of experts' popularity with the next iteration's [0.99].",
+            rich_help_panel=_BALANCE,
+        ),
+    ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(help="Routing trace whose windows are iterations.", rich_help_panel=_BALANCE),
+    ] = None,
+    interval: Annotated[
+        int | None,
+        typer.Option(
+            help="Iterations between rearrangements; Hecate shards ten times as seldom [10].",
+            rich_help_panel=_BALANCE,
+        ),
+    ] = None,
+    room: Annotated[
+        int | None,
+        typer.Option(
+            help="Copies of one layer that a device has room for [by its memory].",
+            rich_help_panel=_BALANCE,
+        ),
+    ] = None,
+    slots: Annotated[
+        int | None,
+        typer.Option(
+            help="FlexMoE's slots per device and layer [three times its share].",
+            rich_help_panel=_BALANCE,
+        ),
+    ] = None,
+    flash_attention: Annotated[
+        bool | None,
+        typer.Option(
+            "--flash-attention/--no-flash-attention",
+            help="Attention keeps its scores on chip [yes].",
+            rich_help_panel=_BALANCE,
+        ),
+    ] = None,
     cost: Annotated[
         CostOption, typer.Option(help="Kernels fitted to measurements, or rooflines alone.")
     ] = CostOption.FITTED,
@@ -129,9 +181,34 @@ def training(
     as_json: JsonOption = False,
 ) -> None:
     """Simulate one iteration of training: passes, pipeline, gradients, optimizer, memory."""
+    console = Console(as_json=as_json, quiet=quiet, out=out)
+    given = {
+        "--drift": drift, "--trace": trace, "--interval": interval, "--room": room,
+        "--slots": slots, "--flash-attention": flash_attention,
+    }  # fmt: skip
+    if system.value not in _PARALLEL:
+        parallel = {
+            "--overlap": overlap, "--recompute": recompute, "--tp": tp,
+            "--sp-attention": sp_attention, "--ep": ep, "--expert-tp": expert_tp, "--dp": dp,
+            "--global-batch": global_batch, "--pp": None if pp == 1 else pp,
+            "--chunks": None if chunks == 1 else chunks,
+            "--no-overlap-reduction": None if overlap_reduction else False,
+        }  # fmt: skip
+        _refuse(parallel, f"--system {system.value} spreads experts over all devices")
+        _balanced(
+            console,
+            {
+                "model": model, "cluster": cluster, "system": system.value, "sequence": sequence,
+                "micro_batch": micro_batch, "routing": routing, "drift": drift, "trace": trace,
+                "interval": interval, "room": room, "slots": slots,
+                "flash_attention": flash_attention, "slowdown": slowdown, "cost": cost.value,
+                "transforms": tuple(transform or ()), "seed": seed,
+            },
+        )  # fmt: skip
+        return
+    _refuse(given, f"--system {system.value} does not balance experts")
     from moesim.training.request import TrainingRequest, run_training
 
-    console = Console(as_json=as_json, quiet=quiet, out=out)
     request = TrainingRequest(
         model=model,
         cluster=cluster,
@@ -150,13 +227,34 @@ def training(
         recompute=None if recompute is None else recompute.value,
         overlap_reduction=overlap_reduction,
         slowdown=slowdown,
-        routing=routing,
+        routing=routing or "uniform",
         cost=cost.value,
         transforms=tuple(transform or ()),
         seed=seed,
     )
     found = run_training(request)
     console.result(_to_json(request, found), lambda: _show(request, found))
+
+
+def _refuse(given: dict[str, Any], why: str) -> None:
+    """Options that the system does not take."""
+    from moesim.errors import UsageError
+
+    for option, value in given.items():
+        if value is not None:
+            raise UsageError(f"{option} means nothing here: {why}\nfix: leave out {option}")
+
+
+def _balanced(console: Console, options: dict[str, Any]) -> None:
+    from moesim.cli.balance_output import balanced_json, show_balanced
+    from moesim.training.balance.request import BalancedRequest, run_balanced
+
+    if options["trace"] is not None and options["routing"] is not None:
+        _refuse({"--routing": options["routing"]}, "--trace says where tokens go")
+    stated = {name: value for name, value in options.items() if value is not None}
+    request = BalancedRequest(**stated)
+    found = run_balanced(request)
+    console.result(balanced_json(request, found), lambda: show_balanced(request, found))
 
 
 def _to_json(request: TrainingRequest, found: TrainingStep) -> dict[str, Any]:

@@ -33,6 +33,10 @@ __all__ = ["TrainingShape", "check_model", "forward_calls"]
 DTYPE = "bfloat16"
 """Weights, activations and products; sums of gradients are float32."""
 
+SCORE_PASSES, SCORE_KERNELS = 6, 2
+"""Scores written, read and written by the fused scale, mask and softmax, by dropout, and read
+(Megatron-LM's core attention without FlashAttention)."""
+
 GATED_INPUT = 2 / 3
 """Share of a gated expert's FLOPs in its first products (gate and up of three)."""
 
@@ -47,12 +51,15 @@ class TrainingShape:
         slot_tokens: [W, R, s] tokens of every expert slot in draws of one layer's micro-batch.
         alltoall: Whether copies go to their experts alone; else all tokens go to all devices of
             the expert group, which add up.
+        scores_in_memory: Whether attention writes its scores out, as kernels before
+            FlashAttention do.
     """
 
     model: ModelSpec
     layout: TrainingLayout
     slot_tokens: np.ndarray
     alltoall: bool
+    scores_in_memory: bool = False
 
     @classmethod
     def of(cls, model: ModelSpec, layout: TrainingLayout, slot_tokens: np.ndarray) -> TrainingShape:
@@ -151,6 +158,8 @@ def _attention(shape: TrainingShape, mixer: Mixer, kind: str, layers: int) -> It
             op = _send(f"{kind}.heads_alltoall", "alltoall", size, ranks, layers)
             yield Call(op, "attention", partner=f"{kind}.{before[-1]}")
         yield Call(Op(f"{kind}.{name}", work, layers), "attention")
+        if shape.scores_in_memory and isinstance(work, AttentionWork):
+            yield Call(Op(f"{kind}.scores", _scores(work), layers), "attention")
         if index == place and ranks > 1 and layout.attention == "sp":
             size = layout.own_tokens * _heads_out(mixer) * OUTPUT_BYTES
             op = _send(f"{kind}.tokens_alltoall", "alltoall", size, ranks, layers)
@@ -159,6 +168,12 @@ def _attention(shape: TrainingShape, mixer: Mixer, kind: str, layers: int) -> It
         size = float(tokens * hidden * OUTPUT_BYTES)
         op = _send(f"{kind}.reduce_scatter", "reduce_scatter", size, ranks, layers)
         yield Call(op, "attention", partner=f"{kind}.output")
+
+
+def _scores(work: AttentionWork) -> MoveWork:
+    """All pairs, masked ones too."""
+    pairs = work.sequences * work.heads * work.query_tokens * (work.query_tokens + work.past_tokens)
+    return MoveWork(float(SCORE_PASSES * pairs * OUTPUT_BYTES), kernels=SCORE_KERNELS)
 
 
 def _heads_in(mixer: Mixer, ranks: int) -> float:

@@ -19,6 +19,7 @@ from moesim.training.calls import Block, Call, backward
 from moesim.training.flops import training_flops_per_token
 from moesim.training.layer import TrainingShape, check_model, forward_calls
 from moesim.training.layout import Overlap, Recompute, TrainingLayout
+from moesim.training.links import shared_links
 from moesim.training.memory import TrainingMemory, device_parameters, training_memory
 from moesim.training.overlap import Exchange, Pass
 from moesim.training.pipeline import bubble_fraction, pipeline_s
@@ -190,7 +191,8 @@ def simulate_training(
     back = price_calls(backward(there, options.recompute), machine, options.slowdown)
     forward_s, backward_s = (_blocks_s(calls, options) / layout.pp for calls in (forward, back))
     stages = _stages(forward_s + backward_s, forward, back, layout)
-    synced = reduction(device_parameters(shape), machine.links, options.gradient_bytes)
+    links = shared_links(machine.cluster, machine.links)
+    synced = reduction(device_parameters(shape), links, options.gradient_bytes)
     layers = max(1, model.layers // layout.pp)
     exposed = [
         exposed_s(sync, behind, layers, overlapped=options.overlap_reduction)
