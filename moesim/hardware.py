@@ -121,6 +121,13 @@ class Hertz(Quantity):
     unit = "Hz"
 
 
+class UsdPerHour(Quantity):
+    """What renting one device costs."""
+
+    dimension = "usd_per_h"
+    unit = "USD/h"
+
+
 class JoulesPerByte(Quantity):
     """Energy to move one byte."""
 
@@ -230,6 +237,8 @@ class Device(Document):
     host_link: HostLink | None = None
     nic: Nic | None = None
     tdp: Watts | None = None
+    price: UsdPerHour | None = None
+    """On-demand list price of one device with its share of the host."""
     cores: Count | None = None
     """Streaming multiprocessors, compute units, AI cores or CPU cores."""
     launch_overhead: Seconds | None = None

@@ -10,6 +10,7 @@ import typer
 import moesim
 from moesim.cli import (
     calibrate,
+    capacity,
     doctor,
     hw,
     kernels,
@@ -37,6 +38,7 @@ app = typer.Typer(
 app.command("plan", epilog=plan.SEE_ALSO)(plan.plan)
 app.add_typer(plan_moge.app, name="plan moge")
 app.add_typer(simulate.app, name="simulate")
+app.command("capacity")(capacity.capacity)
 app.add_typer(trace.app, name="trace")
 app.add_typer(model.app, name="model")
 app.add_typer(hw.app, name="hw")

@@ -54,6 +54,9 @@ PAST = (0, 1024, 4096, 16384, 65536)
 """Grids; attention is nearly bilinear between their points, the rest changes slope where kernels
 change their tiles."""
 
+COARSE = 4
+"""A coarse table takes every so many points of the long grid, and every second of the others."""
+
 USUAL_CONTEXT = 1024
 """Cached tokens where a call's time hardly depends on them (indexers, cache writes)."""
 
@@ -141,6 +144,7 @@ def build_step_tables(
     seed: int = 0,
     drafts: int = 0,
     overlap: Overlap = "none",
+    coarse: bool = False,
 ) -> StepTables:
     """Price all grids.
 
@@ -154,16 +158,20 @@ def build_step_tables(
         seed: Of the draws.
         drafts: That every decoding sequence verifies beside its one token.
         overlap: What runs beside what.
+        coarse: Fewer grid points, in a third of the time, to compare many layouts by.
     """
     grid = _Grid(model, layout, formats, routing, seed, drafts, overlap)
     rows = 1 + drafts
     most = max(rows, max_tokens // rows * rows)
-    tokens = np.array([*(n * rows for n in TOKENS if n * rows < most), most], np.int64)
-    chunk = np.array([*(q for q in CHUNK if q < max_tokens), max_tokens], np.int64)
+    by = 2 if coarse else 1
+    counts = TOKENS[:: COARSE if coarse else 1]
+    tokens = np.array([*(n * rows for n in counts if n * rows < most), most], np.int64)
+    chunk = np.array([*(q for q in CHUNK[::by] if q < max_tokens), max_tokens], np.int64)
+    contexts, pasts, batches = CONTEXT[::by], PAST[::by], SEQUENCES[::by]
     steps = [[grid.decode(int(n)) for n in tokens], [grid.prefill(int(n)) for n in tokens]]
     ops = [[step_ops(shape) for shape in shapes] for shapes in steps]
-    decoding = [grid.attention(Sequences(b, rows, x, drafts)) for b in SEQUENCES for x in CONTEXT]
-    chunks = [grid.attention(Sequences(1, int(q), p)) for q in chunk for p in PAST]
+    decoding = [grid.attention(Sequences(b, rows, x, drafts)) for b in batches for x in contexts]
+    chunks = [grid.attention(Sequences(1, int(q), p)) for q in chunk for p in pasts]
     usual = [
         *(op for op in ops[0][int(np.searchsorted(tokens, USUAL_SEQUENCES))] if not _attends(op)),
         *grid.attention(Sequences(USUAL_SEQUENCES, rows, USUAL_CONTEXT, drafts)).ops,
@@ -189,12 +197,12 @@ def build_step_tables(
         ),
         sampled_s=np.array([priced.seconds(filter(_samples, step)) for step in ops[0]]),
         kernels=np.array([float(sum(map(_launches, kind[-1]))) for kind in ops]),
-        decode_sequences=np.array(SEQUENCES),
-        decode_context=np.array(CONTEXT),
-        decode_attention_s=priced.table(decoding, len(CONTEXT)),
+        decode_sequences=np.array(batches),
+        decode_context=np.array(contexts),
+        decode_attention_s=priced.table(decoding, len(contexts)),
         chunk_tokens=chunk,
-        chunk_past=np.array(PAST),
-        chunk_attention_s=priced.table(chunks, len(PAST)),
+        chunk_past=np.array(pasts),
+        chunk_attention_s=priced.table(chunks, len(pasts)),
         evidence=priced.evidence,
         lo=low,
         hi=high,

@@ -114,6 +114,7 @@ def measure(
     *,
     targets: Targets | None = None,
     warmup: int = 0,
+    cooldown: int = 0,
     ttft_host_s: float = 0.0,
 ) -> Metrics:
     """Sum up a run.
@@ -123,18 +124,20 @@ def measure(
         kv_blocks: [workers] blocks of all groups of a worker.
         targets: What a good request keeps.
         warmup: Requests that do not count, from the first on.
+        cooldown: Requests that do not count either, to the last: behind them the load fades.
         ttft_host_s: Added to every time to first token and end.
 
     Raises:
         UsageError: If no request is left to count.
     """
-    if not 0 <= warmup < schedule.requests:
+    if not 0 <= warmup < schedule.requests - cooldown:
         raise UsageError(
             f"--warmup {warmup} leaves none of {schedule.requests} requests\n"
             "fix: pass a smaller --warmup, or more --requests"
         )
     targets = targets or Targets()
-    counted = np.arange(schedule.requests) >= warmup
+    places = np.arange(schedule.requests)
+    counted = (places >= warmup) & (places < schedule.requests - cooldown)
     ttft = schedule.ttft_s[counted] + ttft_host_s
     tpot = schedule.tpot_s[counted]
     several = ~np.isnan(tpot)

@@ -44,7 +44,7 @@ def test_a_step(capsys, phase, cost):
     data = answer.json
     check_step(data)
     assert data["layout"] == {
-        "tp": 1, "dp": 8, "ep": 8, "moe_tp": 1, "pp": 1, "dispatch": "deepep"
+        "tp": 1, "dp": 8, "ep": 8, "moe_tp": 1, "pp": 1, "dispatch": "deepep", "redundant": 0
     }  # fmt: skip
     experts = next(op for op in data["ops"] if op["name"] == "moe.experts")
     assert experts["evidence"] == ("fitted" if cost == "fitted" else "spec")
