@@ -44,7 +44,7 @@ DEVICE_FAULTS = {
         {"value": "1 TB/s", "source": "x"},
         r"memory\.bandwith: unkn",
     ),
-    "unknown top key": ("price", 3, r"price: unknown key.*\n?fix: remove it"),
+    "unknown top key": ("colour", 3, r"colour: unknown key.*\n?fix: remove it"),
     "unknown source": (
         "tdp.source",
         "nowhere",
