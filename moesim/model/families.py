@@ -190,6 +190,7 @@ GRANITE = Family(mixers=_gqa(AttentionStyle(bias="by-field")), expert_width=PLAI
 
 FAMILIES: dict[str, Family] = {
     "llama": Family(mixers=_gqa(AttentionStyle(bias="by-field")), dense=True),
+    "qwen2": Family(mixers=_gqa(AttentionStyle(bias="qkv")), dense=True),
     "qwen3": Family(mixers=QWEN3.mixers, dense=True),
     "mixtral": Family(mixers=_gqa(AttentionStyle()), expert_width=PLAIN),
     "qwen2_moe": Family(

@@ -7,6 +7,7 @@ figures' units, from general models and a set-up that the module states.
 from __future__ import annotations
 
 PAPERS: dict[str, str] = {
+    "deepseek-insights": "moesim.reports.paper_figures.deepseek_insights",
     "transforms": "moesim.reports.paper_figures.transforms",
 }
 """Module by paper id; modules are imported when they are needed."""
