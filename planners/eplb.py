@@ -163,7 +163,7 @@ def _descending(weights: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
         names = np.take_along_axis(labels, order, 1)
         tied &= names[:, 1:] != names[:, :-1]
     for row in np.flatnonzero(tied.any(1)):
-        order[row] = descending_order(weights[row].tolist())
+        order[row] = descending_order(weights[row])
     return order
 
 

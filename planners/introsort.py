@@ -15,95 +15,125 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
+from moesim.compiled import compiled
+
 __all__ = ["STABLE_UP_TO", "descending_order"]
 
 STABLE_UP_TO = 16
 """libstdc++'s ``_S_threshold``: at most so many elements are insertion-sorted, stably."""
 
 
-def descending_order(keys: Sequence[float]) -> list[int]:
-    """Indices that sort the keys from large to small, equal keys in ``std::sort``'s order."""
-    size = len(keys)
-    rank = {key: place for place, key in enumerate(sorted(set(keys), reverse=True))}
-    # One integer per element, rank · n + index: comparing ranks needs no second look-up.
-    codes = [rank[key] * size + index for index, key in enumerate(keys)]
-    if size > STABLE_UP_TO:
-        _split(codes, 0, size, 2 * (size.bit_length() - 1))
+def descending_order(keys: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Indices that sort the keys from large to small, equal keys in ``std::sort``'s order.
+
+    Args:
+        keys: [n] real numbers, no NaN.
+
+    Returns:
+        [n] int64.
+    """
+    _, rank = np.unique(-np.asarray(keys), return_inverse=True)
+    order = np.arange(rank.size)
+    rank = rank.astype(np.int64).ravel()
+    if rank.size > STABLE_UP_TO:
+        _split(rank, order, 2 * (rank.size.bit_length() - 1))
     # The insertion sort at the end is stable, so any stable sort gives its result.
-    codes.sort(key=lambda code: code // size)
-    return [code % size for code in codes]
+    result: np.ndarray = order[np.argsort(rank, kind="stable")]
+    return result
 
 
-def _split(codes: list[int], first: int, last: int, depth: int) -> None:
-    """Quicksort's part: split until at most 16 elements are left in every section."""
-    size = len(codes)
-    while last - first > STABLE_UP_TO:
-        if depth == 0:
-            _heapsort(codes, first, last)
-            return
-        depth -= 1
-        middle = first + (last - first) // 2
-        _median_to_front(codes, first, (first + 1, middle, last - 1))
-        pivot = codes[first] // size
-        cut = _partition(codes, first + 1, last, pivot * size, (pivot + 1) * size)
-        _split(codes, cut, last, depth)
-        last = cut
+@compiled
+def _split(rank: np.ndarray, order: np.ndarray, depth: int) -> None:
+    """Quicksort's part: split until at most 16 elements are left in every section.
+
+    libstdc++ recurses into the right section; the sections share no element, so taking them from
+    a stack leaves them in the same order.
+    """
+    sections = [(0, len(rank), depth)]
+    while len(sections) > 0:
+        first, last, left = sections.pop()
+        while last - first > STABLE_UP_TO:
+            if left == 0:
+                _heapsort(rank, order, first, last)
+                break
+            left -= 1
+            _median_to_front(rank, order, first, last)
+            cut = _partition(rank, order, first + 1, last, rank[first])
+            sections.append((cut, last, left))
+            last = cut
 
 
-def _median_to_front(codes: list[int], front: int, places: tuple[int, int, int]) -> None:
-    one, two, three = places
-    a, b, c = (codes[place] // len(codes) for place in places)
+@compiled
+def _exchange(rank: np.ndarray, order: np.ndarray, one: int, other: int) -> None:
+    kept = rank[one]
+    rank[one] = rank[other]
+    rank[other] = kept
+    kept = order[one]
+    order[one] = order[other]
+    order[other] = kept
+
+
+@compiled
+def _median_to_front(rank: np.ndarray, order: np.ndarray, first: int, last: int) -> None:
+    one, two, three = first + 1, first + (last - first) // 2, last - 1
+    a, b, c = rank[one], rank[two], rank[three]
     if a < b:
-        median = two if b < c else three if a < c else one
+        median = two if b < c else (three if a < c else one)
     else:
-        median = one if a < c else three if b < c else two
-    codes[front], codes[median] = codes[median], codes[front]
+        median = one if a < c else (three if b < c else two)
+    _exchange(rank, order, first, median)
 
 
-def _partition(codes: list[int], low: int, high: int, before: int, behind: int) -> int:
-    """Codes below ``before`` go before the pivot's rank, codes from ``behind`` on behind it."""
+@compiled
+def _partition(rank: np.ndarray, order: np.ndarray, low: int, high: int, pivot: int) -> int:
+    """Lower ranks than the pivot's go before the cut, higher ones behind it."""
     # The pivot is a median of three, so both scans meet something that stops them.
     while True:
-        while codes[low] < before:
+        while rank[low] < pivot:
             low += 1
         high -= 1
-        while codes[high] >= behind:
+        while rank[high] > pivot:
             high -= 1
         if low >= high:
             return low
-        codes[low], codes[high] = codes[high], codes[low]
+        _exchange(rank, order, low, high)
         low += 1
 
 
-def _heapsort(codes: list[int], first: int, last: int) -> None:
-    heap = codes[first:last]
-    size = len(codes)
-    for parent in range((len(heap) - 2) // 2, -1, -1):
-        _adjust_heap(heap, parent, len(heap), heap[parent], size)
-    for end in range(len(heap) - 1, 0, -1):
-        value = heap[end]
-        heap[end] = heap[0]
-        _adjust_heap(heap, 0, end, value, size)
-    codes[first:last] = heap
+@compiled
+def _heapsort(rank: np.ndarray, order: np.ndarray, first: int, last: int) -> None:
+    keys, items = rank[first:last], order[first:last]
+    size = last - first
+    for parent in range((size - 2) // 2, -1, -1):
+        _adjust_heap(keys, items, parent, size, keys[parent], items[parent])
+    for end in range(size - 1, 0, -1):
+        key, item = keys[end], items[end]
+        keys[end], items[end] = keys[0], items[0]
+        _adjust_heap(keys, items, 0, end, key, item)
 
 
-def _adjust_heap(heap: list[int], hole: int, length: int, value: int, size: int) -> None:
+@compiled
+def _adjust_heap(
+    keys: np.ndarray, items: np.ndarray, hole: int, length: int, key: int, item: int
+) -> None:
     """Sink the hole to the bottom along the larger ranks, then raise the value from there."""
     top = hole
     child = hole
     while child < (length - 1) // 2:
         child = 2 * child + 2
-        if heap[child] // size < heap[child - 1] // size:
+        if keys[child] < keys[child - 1]:
             child -= 1
-        heap[hole] = heap[child]
+        keys[hole], items[hole] = keys[child], items[child]
         hole = child
     if length % 2 == 0 and child == (length - 2) // 2:
         child = 2 * child + 1
-        heap[hole] = heap[child]
+        keys[hole], items[hole] = keys[child], items[child]
         hole = child
     parent = (hole - 1) // 2
-    while hole > top and heap[parent] // size < value // size:
-        heap[hole] = heap[parent]
+    while hole > top and keys[parent] < key:
+        keys[hole], items[hole] = keys[parent], items[parent]
         hole = parent
         parent = (hole - 1) // 2
-    heap[hole] = value
+    keys[hole], items[hole] = key, item
