@@ -21,6 +21,7 @@ from moesim.units import Dimension, parse_quantity
 
 __all__ = [
     "Device",
+    "Fabric",
     "Quantity",
     "ScaleUp",
     "device_names",
@@ -214,6 +215,32 @@ class Fabric(Document):
     memory_ports: Count | None = None
     port_bandwidth: BytesPerSecond | None = None
     """Of one memory port and direction; ports, not the DRAM, can be the limit."""
+    port_width: Count | None = None
+    """Bits of a memory port."""
+    port_latency: Seconds | None = None
+    """From a request to its first data."""
+    refresh_interval: Seconds | None = None
+    """Between refreshes of the DRAM behind the ports."""
+    refresh_time: Seconds | None = None
+    """Of one refresh, in which it does not answer."""
+    block_rams: Count | None = None
+    """Of 36 Kbit."""
+    power: Watts | None = None
+    """What the board draws while a design runs."""
+
+    @model_validator(mode="after")
+    def _refresh_fits(self) -> Self:
+        every, takes = self.refresh_interval, self.refresh_time
+        if (every is None) != (takes is None):
+            raise InputError("refresh_interval and refresh_time belong together", field="refresh")
+        if every and takes and takes.si * 2 > every.si:
+            raise InputError(
+                "a refresh takes too long",
+                field="refresh_time.value",
+                found=takes.value,
+                allowed=f"at most half of {every.value}",
+            )
+        return self
 
 
 class Device(Document):

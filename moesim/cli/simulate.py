@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import typer
 
-from moesim.cli import simulate_offload, simulate_serving, simulate_step, simulate_training
+from moesim.cli import (
+    simulate_fpga,
+    simulate_offload,
+    simulate_serving,
+    simulate_step,
+    simulate_training,
+)
 
 __all__ = ["app"]
 
@@ -20,3 +26,4 @@ app.command("step")(simulate_step.step)
 app.command("offload")(simulate_offload.offload)
 app.command("serving")(simulate_serving.serving)
 app.command("training")(simulate_training.training)
+app.command("fpga")(simulate_fpga.fpga)
