@@ -4,12 +4,11 @@ A layer's attention (a), dispatch (d), experts (f) and combine (b) follow one an
 tokens. Engines hide transfers in three ways:
 
 - ``shared-expert``: shared experts run beside the transfers of the layer (vLLM, TensorRT-LLM).
-- ``two-batch``: the batch is cut in two. Kernels of the halves alternate, a₁ a₂ f₁ f₂, and a half's
-  transfer runs beside the kernel of the other (SGLang's two-batch overlap), so that a layer takes
-  max(a, d) + max(f, d) + max(f, b) + max(a, b) for both halves.
-- ``dual-microbatch``: so too, in stages fine enough that a transfer never waits for one kernel
-  alone (DeepSeek-V3, arXiv 2412.19437, section 3.4: decode in five stages): the longer of all
-  kernels and all transfers of a layer.
+- ``two-batch``: the batch is cut in two, and the halves' stages alternate on one stream in the
+  order of SGLang's two-batch overlap (srt/operations_strategy.py), made after DeepSeek's: see
+  :func:`_decode_s` and :func:`_prefill_s`.
+- ``dual-microbatch``: two halves in stages so fine that a transfer never waits for one kernel
+  alone: the longer of all kernels and all transfers of a layer, the most that two halves can hide.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from typing import Literal, get_args
 
 from moesim.forward.calls import StepShape
 from moesim.forward.layout import Sequences, StepLoad
-from moesim.forward.work import CollectiveWork, Op, TransferWork
+from moesim.forward.work import AttentionWork, CollectiveWork, Op, TransferWork
 from moesim.operators.comm_fits import DEFAULT_SMS
 
 __all__ = ["OVERLAPS", "Overlap", "halves", "hidden_s", "micro_batch"]
@@ -32,6 +31,8 @@ Overlap = Literal["none", "shared-expert", "two-batch", "dual-microbatch"]
 OVERLAPS: tuple[Overlap, ...] = get_args(Overlap)
 
 _BEHIND_EXPERTS = ("moe.combine", "moe.reduce_scatter", "moe.all_reduce", "moe.tp_all_gather")
+
+_BEFORE_DISPATCH = ("moe.norm", "moe.router", "moe.top_k")
 
 
 def halves(overlap: Overlap) -> bool:
@@ -79,19 +80,43 @@ def hidden_s(
     if overlap == "none" or not moe_layers or (halves(overlap) and shape.half is None):
         return 0.0
     times = _by_stage(priced)
-    a = times["attention"] * moe_layers / shape.model.layers
-    s, d, f, b = (times[name] for name in ("shared", "dispatch", "experts", "combine"))
+    share = moe_layers / shape.model.layers
+    p, c = (times[name] * share for name in ("prepare", "attention"))
+    g, s, d, f, b = (times[name] for name in ("gate", "shared", "dispatch", "experts", "combine"))
+    kernels = p + c + g + s + f
     if overlap == "shared-expert":
         hidden = min(s, d + b)
     elif overlap == "two-batch":
-        # Sums are over both halves, so half of each maximum's arguments is a half's time.
-        a += s
-        hidden = a + d + f + b - (max(a, d) + max(f, d) + max(f, b) + max(a, b)) / 2
+        # Times are sums over both halves, and so is what comes back.
+        order = _prefill_s if shape.load.phase == "prefill" else _decode_s
+        hidden = kernels + d + b - order(p, c + g, s, d, f, b)
     else:
-        hidden = min(a + s + f, d + b)
+        hidden = min(kernels, d + b)
     # The last transfer of the last half has nothing beside it.
     hidden *= 1 - 1 / (2 * moe_layers)
     return hidden * (1 - _taken(shape, cores))
+
+
+def _decode_s(p: float, a: float, s: float, d: float, f: float, b: float) -> float:
+    """Seconds of layers whose halves alternate in five stages.
+
+    Stages of a half: projections (p); attention and gate (a); dispatch sent, shared experts (s);
+    dispatch awaited, experts (f), combine sent; combine awaited. The other half is two stages
+    behind: its attention runs beside a combine, its projections beside a dispatch.
+    """
+    return max(a, b) + max(s + p, d) + f
+
+
+def _prefill_s(p: float, a: float, s: float, d: float, f: float, b: float) -> float:
+    """Seconds of layers whose halves alternate in three stages.
+
+    Stages of a half: all of attention, dispatch sent; dispatch awaited, experts, combine sent;
+    shared experts, combine awaited. The other half follows at once: the last combine has only
+    shared experts beside it. One transfer is on its way at a time.
+    """
+    a += p
+    last = max(f + 2 * s, b + s, f + b, 2 * b)
+    return (a + max(a, d) + max(f, d) + last) / 2
 
 
 def _taken(shape: StepShape, cores: int | None) -> float:
@@ -105,20 +130,26 @@ def _taken(shape: StepShape, cores: int | None) -> float:
 
 
 def _by_stage(priced: Iterable[tuple[Op, float]]) -> Mapping[str, float]:
-    """[stage] seconds of the calls of layers."""
+    """[stage] seconds of the calls of layers, which come in their order."""
     times: dict[str, float] = defaultdict(float)
+    attending: set[str] = set()
     for op, time_s in priced:
         if op.in_layer:
-            times[_stage(op)] += time_s
+            mixer = op.name.partition(".")[0]
+            if isinstance(op.work, AttentionWork):
+                attending.add(mixer)
+            times[_stage(op, attending=mixer in attending)] += time_s
     return times
 
 
-def _stage(op: Op) -> str:
+def _stage(op: Op, *, attending: bool) -> str:
     if not op.name.startswith("moe."):
         # Blocks without experts: their collectives are on the way of every kernel.
-        return "other" if op.name.startswith("dense.") else "attention"
+        if op.name.startswith("dense."):
+            return "other"
+        return "attention" if attending else "prepare"
     if op.stream == "shared":
         return "shared"
     if isinstance(op.work, CollectiveWork | TransferWork):
         return "combine" if op.name in _BEHIND_EXPERTS else "dispatch"
-    return "experts"
+    return "gate" if op.name in _BEFORE_DISPATCH else "experts"
