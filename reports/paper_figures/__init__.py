@@ -8,6 +8,7 @@ from __future__ import annotations
 
 PAPERS: dict[str, str] = {
     "deepseek-insights": "moesim.reports.paper_figures.deepseek_insights",
+    "edge-moe": "moesim.reports.paper_figures.edge_moe",
     "transforms": "moesim.reports.paper_figures.transforms",
 }
 """Module by paper id; modules are imported when they are needed."""
