@@ -313,4 +313,5 @@ def _transfer(shape: StepShape, direction: str) -> TransferWork:
         ranks=layout.ep,
         skew=float((copies.max(axis=-1) / mean).mean()),
         kernel="nvlink" if layout.dispatch == "nvlink" else "deepep",
+        groups=(model.routing_groups, model.groups_per_token),
     )

@@ -86,7 +86,9 @@ def _deepep(work: TransferWork, machine: Machine) -> Price | None:
     )
     # The busiest device receives so many times the mean: everybody waits for it.
     numbers = (work.tokens * work.skew, work.hidden, work.top_k, work.experts, work.ranks, nodes)
-    return prices_of(fit.time(*(np.array([number]) for number in numbers)), fit)[0]
+    groups = work.groups if work.groups[0] > 1 else None
+    sizes = (np.array([number]) for number in numbers)
+    return prices_of(fit.time(*sizes, groups=groups), fit)[0]
 
 
 def _nvlink(work: TransferWork, machine: Machine) -> Price | None:

@@ -236,6 +236,7 @@ class TransferWork:
         ranks: Devices.
         skew: Copies that the busiest device receives over the mean.
         kernel: What carries them; ``send`` passes activations to the next pipeline stage.
+        groups: Groups of experts, and how many of them a token chooses.
     """
 
     direction: Literal["dispatch", "combine"]
@@ -248,6 +249,7 @@ class TransferWork:
     ranks: int
     skew: float
     kernel: Literal["deepep", "nvlink", "send"] = "deepep"
+    groups: tuple[int, int] = (1, 1)
 
     @property
     def flops(self) -> float:

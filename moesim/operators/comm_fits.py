@@ -167,13 +167,16 @@ class DeepEpFit(_CommFit):
         ranks: np.ndarray,
         nodes: np.ndarray,
         sms: np.ndarray | int = DEFAULT_SMS,
+        groups: tuple[int, int] | None = None,
     ) -> Estimate:
         """Time of one phase; arguments as of :func:`~moesim.operators.deepep.normal_s`."""
         c = self.coefficients
         if isinstance(c, LowLatencyCoefficients):
             return self.estimate(low_latency_s(c, tokens, hidden, top_k, experts, ranks, nodes))
         units = np.asarray(sms)
-        return self.estimate(normal_s(c, tokens, hidden, top_k, experts, ranks, nodes, units))
+        return self.estimate(
+            normal_s(c, tokens, hidden, top_k, experts, ranks, nodes, units, groups=groups)
+        )
 
     def _with_link(self, factor: float) -> Self:
         own = self.coefficients

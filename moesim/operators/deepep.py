@@ -15,11 +15,12 @@ The time of the flows (SMs, NVLink, RDMA) is their p-norm: they overlap, and the
 They start behind a latency that itself overlaps a little with them (``latency_overlap``).
 
 All arguments are arrays that broadcast; ``tokens`` are those of one rank. Routing is taken to be
-uniform, over at most ``node_limit`` nodes per token where that is given.
+uniform, over at most ``node_limit`` nodes per token where that is given, or among chosen groups.
 """
 
 from __future__ import annotations
 
+from math import comb
 from typing import Annotated, Literal
 
 import numpy as np
@@ -31,6 +32,7 @@ __all__ = [
     "LowLatencyCoefficients",
     "NormalCoefficients",
     "Phase",
+    "expected_group_parts",
     "expected_parts",
     "low_latency_s",
     "normal_s",
@@ -154,12 +156,49 @@ def expected_parts(
     )
     used = p if limit is None else np.minimum(p, limit)
     drawn_from = e * used / p
-    elsewhere = drawn_from * (1 - 1 / used)
+    return used * (1 - _missed(k, drawn_from, drawn_from * (1 - 1 / used)))
+
+
+def expected_group_parts(
+    top_k: np.ndarray, experts: np.ndarray, parts: np.ndarray, groups: int, chosen: int
+) -> np.ndarray:
+    """The same where a token first chooses groups, and its experts among theirs.
+
+    Groups lie on parts in order: a part holds whole groups, or a group spreads over several parts.
+    Both choices are uniform (DeepSeek-V3's: 4 of 8 groups, arXiv 2412.19437, section 2.1.2).
+
+    Args:
+        top_k: k.
+        experts: E.
+        parts: p.
+        groups: G.
+        chosen: Groups that a token chooses.
+    """
+    k, e, p = np.broadcast_arrays(
+        np.asarray(top_k, float), np.asarray(experts, float), np.asarray(parts, float)
+    )
+    drawn_from = e * chosen / groups
+    held = np.maximum(np.round(groups / p), 1)
+    missed = np.zeros(k.shape)
+    for own in range(min(chosen, int(held.max(initial=1))) + 1):
+        likely = _drawn(own, held, groups, chosen)
+        missed += likely * _missed(k, drawn_from, drawn_from - np.minimum(own * e / groups, e / p))
+    return p * (1 - missed)
+
+
+def _drawn(own: int, held: np.ndarray, groups: int, chosen: int) -> np.ndarray:
+    """Probability that so many of the chosen groups are among those of a part."""
+    ways = [comb(int(h), own) * comb(groups - int(h), chosen - own) for h in held.flat]
+    return np.array(ways, float).reshape(held.shape) / comb(groups, chosen)
+
+
+def _missed(k: np.ndarray, drawn_from: np.ndarray, elsewhere: np.ndarray) -> np.ndarray:
+    """Probability that k experts, drawn from so many without repetition, all lie elsewhere."""
     missed = np.ones(k.shape)
     for draw in range(int(k.max(initial=0))):
         left = np.maximum(elsewhere - draw, 0) / np.maximum(drawn_from - draw, 1)
         missed *= np.where(draw < k, left, 1.0)
-    return used * (1 - missed)
+    return missed
 
 
 def low_latency_s(
@@ -214,6 +253,7 @@ def normal_s(
     sms: np.ndarray,
     *,
     node_limit: int | None = None,
+    groups: tuple[int, int] | None = None,
 ) -> np.ndarray:
     """Seconds of a normal dispatch or combine; arguments and result as in ``low_latency_s``.
 
@@ -227,17 +267,23 @@ def normal_s(
         nodes: Scale-up domains.
         sms: Streaming multiprocessors given to the kernel.
         node_limit: Nodes that a token may use, its own included.
+        groups: Groups of experts, and how many of them a token chooses, instead. Groups lie on
+            nodes whole (EPLB's hierarchical policy keeps them there); one node knows no groups.
     """
     c = coefficients
     tokens, sms, nodes = (np.asarray(x, float) for x in (tokens, sms, nodes))
     ranks = np.asarray(ranks, float)
     size = vector_bytes(c.phase, hidden)
     remote = 1 - 1 / nodes
-    reached_nodes = expected_parts(top_k, experts, nodes, node_limit) * remote
     per_node = ranks / nodes
-    # Within a node that is reached, its ranks share the token's experts there.
-    limit = None if node_limit is None else int(node_limit * np.max(per_node))
-    reached_ranks = expected_parts(top_k, experts, ranks, limit)
+    if groups is not None and np.max(nodes) > 1:
+        reached_nodes = expected_group_parts(top_k, experts, nodes, *groups) * remote
+        reached_ranks = expected_group_parts(top_k, experts, ranks, *groups)
+    else:
+        reached_nodes = expected_parts(top_k, experts, nodes, node_limit) * remote
+        # Within a node that is reached, its ranks share the token's experts there.
+        limit = None if node_limit is None else int(node_limit * np.max(per_node))
+        reached_ranks = expected_parts(top_k, experts, ranks, limit)
     sm_s = (
         tokens
         / sms

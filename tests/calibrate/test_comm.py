@@ -28,6 +28,7 @@ from moesim.operators.collectives import (
 from moesim.operators.deepep import (
     LowLatencyCoefficients,
     NormalCoefficients,
+    expected_group_parts,
     expected_parts,
     low_latency_s,
     normal_s,
@@ -189,6 +190,26 @@ def test_expected_parts_match_all_choices_of_experts(k, experts, parts, limit):
         allowed = [e for e in range(experts) if e // each in kept]
         counts += [len({e // each for e in chosen}) for chosen in combinations(allowed, k)]
     assert expected_parts(k, experts, parts, limit) == pytest.approx(np.mean(counts))
+
+
+@pytest.mark.parametrize(
+    ("k", "experts", "parts", "groups", "chosen"),
+    [(2, 8, 2, 4, 2), (3, 12, 3, 3, 2), (3, 12, 6, 3, 2), (2, 8, 1, 4, 2), (2, 8, 4, 4, 4)],
+)
+def test_expected_parts_of_groups_match_all_choices(k, experts, parts, groups, chosen):
+    part, group = experts // parts, experts // groups
+    counts = [
+        len({e // part for e in picked})
+        for kept in combinations(range(groups), chosen)
+        for picked in combinations([e for e in range(experts) if e // group in kept], k)
+    ]
+    assert expected_group_parts(k, experts, parts, groups, chosen) == pytest.approx(np.mean(counts))
+    if chosen == groups:
+        assert expected_parts(k, experts, parts) == pytest.approx(np.mean(counts))
+
+
+def test_groups_on_nodes_are_a_limit_of_nodes():
+    assert expected_group_parts(8, 256, 8, 8, 4) == pytest.approx(expected_parts(8, 256, 8, 4))
 
 
 def test_more_choices_than_other_experts_reach_every_part():
