@@ -46,7 +46,8 @@ def show_fpga(request: FpgaRequest, found: FpgaRun, console: Console) -> None:
             f"experts hit per layer; {found.design.title}; {1 / chosen.step_s:.1f} images/s at "
             f"{found.power_w:g} W ({found.power_evidence}); "
             f"{found.resources.dsp_slices:,} DSP slices ({percent(found.resources.dsp_share)}) "
-            f"and {format_bytes(found.resources.buffer_bytes)} of weight buffers."
+            f"and {format_bytes(found.resources.buffer_bytes)} of weights on chip, "
+            f"{request.pinned} of {found.resources.room_experts} experts that fit."
         )
     )
     console.print(

@@ -43,6 +43,9 @@ def fpga(
             "unified-unit, single-pass-softmax."
         ),
     ] = None,
+    pin_experts: Annotated[
+        int, typer.Option(help="Experts that stay on chip: those that most images need.")
+    ] = 0,
     seed: SeedOption = 0,
     out: ResultOutOption = None,
     quiet: QuietOption = False,
@@ -66,6 +69,7 @@ def fpga(
         trace=trace,
         images=images,
         without=tuple(listed(without) or ()),
+        pinned=pin_experts,
         seed=seed,
     )
     found = run_fpga(request)
@@ -91,6 +95,7 @@ def _to_json(request: FpgaRequest, found: FpgaRun) -> dict[str, Any]:
         "routing": "trace" if request.trace else request.routing,
         "images": request.images,
         "without": list(request.without),
+        "pinned_experts": request.pinned,
         "evidence": found.evidence.value,
         "step_s": chosen.step_s,
         "lo_s": chosen.lo_s,
@@ -126,6 +131,7 @@ def _to_json(request: FpgaRequest, found: FpgaRun) -> dict[str, Any]:
         "resources": {
             "dsp_slices": found.resources.dsp_slices,
             "dsp_share": found.resources.dsp_share,
+            "room_experts": found.resources.room_experts,
             "weight_buffer_bytes": found.resources.buffer_bytes,
             "on_chip_share": found.resources.on_chip_share,
         },

@@ -143,9 +143,13 @@ class Board:
         )
 
     def beat_cycles(self, design: Design) -> float:
-        """Cycles of one of the design's transfers on a port, its share of refreshes too."""
+        """Cycles of one of the design's transfers on a port of the board; at least 1.
+
+        Where the port is faster than the design, requests in flight fill its buffers, which last
+        through a refresh; else a refresh is lost time.
+        """
         shared = design.beat_bytes * self.clock_hz / self.port_bytes_per_s
-        return max(1.0, shared) / (1 - self.refresh_share)
+        return max(1.0, shared / (1 - self.refresh_share))
 
 
 def port_cycles(

@@ -11,7 +11,7 @@ from moesim.fpga.ports import fpga_fabric
 from moesim.hardware import Device
 from moesim.units import format_bytes
 
-__all__ = ["Resources", "multiplier_slices", "resources_of"]
+__all__ = ["Resources", "expert_weight_bytes", "multiplier_slices", "resources_of"]
 
 DSP_WIDE, DSP_NARROW = 27, 18
 """Signed operands of a DSP48E2 (AMD UG579)."""
@@ -23,13 +23,15 @@ class Resources:
 
     Attributes:
         dsp_slices: For multiply-adds.
-        buffer_bytes: Weight buffers.
+        buffer_bytes: Weight buffers and pinned experts.
+        room_experts: Most experts that fit beside the buffers.
         dsp_share: Of the device's.
         on_chip_share: Of the device's on-chip memory.
     """
 
     dsp_slices: int
     buffer_bytes: int
+    room_experts: int
     dsp_share: float
     on_chip_share: float
 
@@ -40,8 +42,19 @@ def multiplier_slices(a_bits: int, b_bits: int) -> int:
     return ceil((wide - 1) / (DSP_WIDE - 1)) * ceil((narrow - 1) / (DSP_NARROW - 1))
 
 
-def resources_of(network: VitMoe, design: Design, device: Device) -> Resources:
+def expert_weight_bytes(network: VitMoe, design: Design) -> int:
+    """Both matrices of an expert."""
+    return ceil(2 * network.hidden * network.moe.expert_hidden * design.bits.weight / 8)
+
+
+def resources_of(network: VitMoe, design: Design, device: Device, pinned: int = 0) -> Resources:
     """What the design takes.
+
+    Args:
+        network: Whose largest matrix fills a buffer.
+        design: The accelerator.
+        device: The FPGA.
+        pinned: Experts that stay on chip.
 
     Raises:
         UsageError: If the device is no FPGA.
@@ -65,14 +78,24 @@ def resources_of(network: VitMoe, design: Design, device: Device) -> Resources:
     )
     buffers = design.weight_buffers * ceil(matrix * bits.weight / 8)
     _fits("multipliers", f"{slices:,} DSP slices", slices, fabric.dsp_slices.value, device)
-    _fits("weight buffers", format_bytes(buffers), buffers, fabric.on_chip_memory.si, device)
+    on_chip = fabric.on_chip_memory.si
+    _fits("weight buffers", format_bytes(buffers), buffers, on_chip, device)
+    each = expert_weight_bytes(network, design)
+    room = min(int((on_chip - buffers) // each), network.moe_layers * network.moe.experts)
+    if pinned > room:
+        raise InfeasibleError(
+            f"{pinned} experts of {format_bytes(each)} do not stay on chip: {device.name} has room "
+            f"for {room} beside the weight buffers\nfix: pass --pin-experts {room} or fewer"
+        )
+    held = buffers + pinned * each
     weights = parameters(network) * bits.weight / 8
     _fits("weights", format_bytes(weights), weights, device.memory_bytes, device)
     return Resources(
         slices,
-        buffers,
+        held,
+        room,
         slices / fabric.dsp_slices.value,
-        buffers / fabric.on_chip_memory.si,
+        held / on_chip,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -84,7 +84,10 @@ def region_cycles(region: Region, board: Board, workload: Workload) -> tuple[flo
 
 
 def expert_cycles(
-    matmuls: Sequence[tuple[float, float]], loads: tuple[float, float], *, overlapped: bool
+    matmuls: Sequence[tuple[float, float]],
+    loads: Sequence[tuple[float, float]],
+    *,
+    overlapped: bool,
 ) -> float:
     """Cycles of the experts of a layer, one job after another.
 
@@ -93,20 +96,25 @@ def expert_cycles(
 
     Args:
         matmuls: Of each job's first and second matrix.
-        loads: Of an expert's first and second matrix.
+        loads: Likewise; zero for matrices that are on chip.
         overlapped: Whether there are two buffers.
     """
     if not matmuls:
         return 0.0
     if not overlapped:
-        return sum(sum(pair) + sum(loads) for pair in matmuls)
-    stages = sum(max(first, loads[1]) for first, _ in matmuls)
-    stages += sum(max(second, loads[0]) for _, second in matmuls[:-1])
-    return loads[0] + stages + matmuls[-1][1]
+        return sum(map(sum, matmuls)) + sum(map(sum, loads))
+    stages = sum(max(first, load) for (first, _), (_, load) in zip(matmuls, loads, strict=True))
+    stages += sum(
+        max(second, load) for (_, second), (load, _) in zip(matmuls[:-1], loads[1:], strict=True)
+    )
+    return loads[0][0] + stages + matmuls[-1][1]
 
 
 def price_images(
-    workload: Workload, board: Board, counts: Sequence[Sequence[Sequence[int]]]
+    workload: Workload,
+    board: Board,
+    counts: Sequence[Sequence[Sequence[int]]],
+    pinned: Collection[tuple[int, int]] = (),
 ) -> Ledger:
     """Run images through the accelerator's program, one after another; the mean image.
 
@@ -114,6 +122,7 @@ def price_images(
         workload: Network, design and techniques.
         board: Its memory.
         counts: [I, L, E] tokens of every expert in every layer with experts of every image.
+        pinned: Experts (layer with experts, expert) whose weights stay on chip.
     """
     ledger = Ledger()
     hide = workload.design.overlapped_loads == "all"
@@ -124,7 +133,7 @@ def price_images(
         hidden = min(before, cycles) if hide and region.name == "weight loads" else 0.0
         _spend(ledger.parts[region.name], cycles - hidden, bound)
         before = cycles
-    _price_experts(workload, board, counts, ledger)
+    _price_experts(workload, board, counts, pinned, ledger)
     return ledger
 
 
@@ -155,6 +164,7 @@ def _price_experts(
     workload: Workload,
     board: Board,
     counts: Sequence[Sequence[Sequence[int]]],
+    pinned: Collection[tuple[int, int]],
     ledger: Ledger,
 ) -> None:
     load_regions = workload.expert_loads()
@@ -171,31 +181,34 @@ def _price_experts(
 
     overlapped = workload.design.overlapped_loads != "none"
     part, share = ledger.parts["experts"], 1 / len(counts)
-    for layer in (layer for image in counts for layer in image):
+    for index, layer in ((index, layer) for image in counts for index, layer in enumerate(image)):
         jobs = _jobs(workload, layer)
         if not jobs:
             continue
-        priced = [matmuls(tokens) for tokens in jobs]
+        on_chip = [(index, expert) in pinned for expert, _ in jobs]
+        priced = [matmuls(tokens) for _, tokens in jobs]
         cycles = expert_cycles(
-            [(first[1], second[1]) for first, second in priced], load_cycles, overlapped=overlapped
+            [(first[1], second[1]) for first, second in priced],
+            [(0.0, 0.0) if there else load_cycles for there in on_chip],
+            overlapped=overlapped,
         )
-        for tokens, times in Counter(jobs).items():
+        for tokens, times in Counter(tokens for _, tokens in jobs).items():
             for region, _, _ in matmuls(tokens):
                 _book(ledger, region, board, workload, times * share)
+        reads = on_chip.count(False)
         for region in load_regions:
-            _book(ledger, region, board, workload, len(jobs) * share, "experts")
-        ledger.expert_bytes += len(jobs) * share * per_expert
+            _book(ledger, region, board, workload, reads * share, "experts")
+        ledger.expert_bytes += reads * share * per_expert
         computing = sum(cost for pair in priced for _, cost, _ in pair)
-        loading = len(jobs) * sum(load_cycles)
-        bound = loads[0][1] if loading > computing else priced[0][0][2]
+        bound = loads[0][1] if reads * sum(load_cycles) > computing else priced[0][0][2]
         _spend(part, cycles * share, bound)
 
 
-def _jobs(workload: Workload, counts: Sequence[int]) -> list[int]:
-    """Tokens of each job: a queue per expert that has any, or one job per token and expert."""
+def _jobs(workload: Workload, counts: Sequence[int]) -> list[tuple[int, int]]:
+    """Expert and tokens of each job: a queue per expert that has any, or a job per token of one."""
     if workload.techniques.expert_reordering:
-        return [int(tokens) for tokens in counts if tokens]
-    return [1] * int(sum(counts))
+        return [(expert, int(tokens)) for expert, tokens in enumerate(counts) if tokens]
+    return [(expert, 1) for expert, tokens in enumerate(counts) for _ in range(int(tokens))]
 
 
 def _spend(part: Part, cycles: float, bound: str) -> None:

@@ -19,7 +19,7 @@ from moesim.fpga.work import Workload
 from moesim.hardware import Device, load_device
 from moesim.schema import Evidence, weakest
 
-__all__ = ["FpgaRequest", "FpgaRun", "PartTime", "Variant", "run_fpga"]
+__all__ = ["FpgaRequest", "FpgaRun", "PartTime", "Variant", "hottest", "run_fpga"]
 
 MOST_IMAGES = 4096
 
@@ -37,6 +37,7 @@ class FpgaRequest:
         trace: Routing trace whose windows are images, instead.
         images: Averaged over.
         without: Techniques left out.
+        pinned: Experts whose weights stay on chip, over all layers.
         seed: Of the routing.
     """
 
@@ -48,6 +49,7 @@ class FpgaRequest:
     trace: Path | None = None
     images: int = 8
     without: tuple[str, ...] = ()
+    pinned: int = 0
     seed: int = 0
 
 
@@ -145,14 +147,16 @@ def run_fpga(request: FpgaRequest) -> FpgaRun:
         raise UsageError(
             f"--images {request.images} is out of range\nfix: pass 1 … {MOST_IMAGES:,}"
         )
+    if request.pinned < 0:
+        raise UsageError(f"--pin-experts {request.pinned} is negative\nfix: pass 0 or more")
     network = _with_top_k(load_network(request.model), request.top_k)
     design, device = load_design(request.design), load_device(request.device)
     board = Board.of(device, design)
     fabric = fpga_fabric(device)
-    resources = resources_of(network, design, device)
+    resources = resources_of(network, design, device, request.pinned)
     techniques = Techniques().without(request.without)
     counts = expert_counts(_assignments(request, network), network.moe.experts)
-    run = _Pricer(network, design, board, counts)
+    run = _Pricer(network, design, board, counts, hottest(counts, request.pinned))
     drawn = fabric.power or device.tdp
     if drawn is None:
         raise InputError(
@@ -175,6 +179,20 @@ def run_fpga(request: FpgaRequest) -> FpgaRun:
         power_evidence=drawn.evidence if fabric.power else Evidence.ASSUMED,
         evidence=weakest(board.evidence, Evidence.SPEC),
     )
+
+
+def hottest(counts: np.ndarray, pinned: int) -> frozenset[tuple[int, int]]:
+    """Experts (layer, expert) that most images have tokens for: each is a load less per image.
+
+    Args:
+        counts: [I, L, E] tokens of every expert.
+        pinned: How many; those with more tokens first where as many images have some.
+    """
+    images = (counts > 0).sum(axis=0)
+    tokens = counts.sum(axis=0)
+    order = np.lexsort((-tokens.ravel(), -images.ravel()))[:pinned]
+    layers, experts = np.unravel_index(order, images.shape)
+    return frozenset(zip(layers.tolist(), experts.tolist(), strict=True))
 
 
 def _with_top_k(network: VitMoe, top_k: int | None) -> VitMoe:
@@ -205,13 +223,16 @@ class _Pricer:
     design: Design
     board: Board
     counts: np.ndarray
+    pinned: frozenset[tuple[int, int]]
 
     def price(self, techniques: Techniques) -> Variant:
         workload = Workload(self.network, self.design, techniques)
         latency = self.board.latency_cycles
         images = self.counts.tolist()
         sides = [
-            price_images(workload, replace(self.board, latency_cycles=latency * factor), images)
+            price_images(
+                workload, replace(self.board, latency_cycles=latency * factor), images, self.pinned
+            )
             for factor in (1.0, 0.0, 2.0)
         ]
         middle, low, high = sides

@@ -98,6 +98,8 @@ def test_a_trace(capsys, tmp_path):
         (["--without", "gelu"], 2, "expert-reordering"),
         (["--top-k", "17"], 2, "1 … 16"),
         (["--images", "0"], 2, "--images"),
+        (["--pin-experts", "-1"], 2, "negative"),
+        (["--pin-experts", "96"], 3, "room for 11"),
         (["--routing", "power-law:1.2"], 2, "zipf:S"),
         (["--routing", "odd"], 2, "--routing"),
     ],

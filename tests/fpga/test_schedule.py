@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from moesim.fpga.documents import load_design, load_network
 from moesim.fpga.ports import Board, burst, dram_cycles, port_cycles, scattered
 from moesim.fpga.schedule import expert_cycles, price_images, region_cycles
-from moesim.fpga.simulate import FpgaRequest, run_fpga
+from moesim.fpga.simulate import FpgaRequest, hottest, run_fpga
 from moesim.fpga.techniques import TECHNIQUES, Techniques
 from moesim.fpga.work import Region, Workload
 from moesim.hardware import load_device
@@ -27,29 +27,33 @@ def run_events(matmuls, loads):
 
     Edge-MoE starts a load and a computation together and waits for both.
     """
-    now = loads[0]
+    now = loads[0][0]
     for index, (first, second) in enumerate(matmuls):
-        loader = now + loads[1]
+        loader = now + loads[index][1]
         unit = now + first
         now = max(loader, unit)
         unit = now + second
         last = index + 1 == len(matmuls)
-        now = unit if last else max(unit, now + loads[0])
+        now = unit if last else max(unit, now + loads[index + 1][0])
     return now
 
 
-@given(st.lists(st.tuples(times, times), min_size=1, max_size=20), st.tuples(times, times))
-def test_two_buffers_against_events(matmuls, loads):
+pair = st.tuples(times, times)
+
+
+@given(st.lists(st.tuples(pair, pair), min_size=1, max_size=20))
+def test_two_buffers_against_events(jobs):
+    matmuls, loads = [job[0] for job in jobs], [job[1] for job in jobs]
     found = expert_cycles(matmuls, loads, overlapped=True)
     assert found == run_events(matmuls, loads)
     alone = expert_cycles(matmuls, loads, overlapped=False)
-    busy = max(sum(map(sum, matmuls)), len(matmuls) * sum(loads))
+    busy = max(sum(map(sum, matmuls)), sum(map(sum, loads)))
     assert busy <= found <= alone
 
 
 def test_no_experts_take_no_time():
-    assert expert_cycles([], (5, 5), overlapped=True) == 0
-    assert expert_cycles([], (5, 5), overlapped=False) == 0
+    assert expert_cycles([], [], overlapped=True) == 0
+    assert expert_cycles([], [], overlapped=False) == 0
 
 
 @given(run=st.integers(1, 4096), runs=st.integers(1, 50), write=st.booleans())
@@ -63,6 +67,12 @@ def test_streams_keep_to_their_port(run, runs, write):
     assert peak <= fast <= slow
     assert slow >= together.beats * BOARD.latency_cycles / DESIGN.axi.outstanding
     assert dram_cycles([together], BOARD) < fast
+
+
+def test_refresh_is_lost_where_the_port_is_the_limit():
+    beat = DESIGN.beat_bytes * 300e6 / 4.8e9
+    assert BOARD.beat_cycles(DESIGN) == pytest.approx(beat / (1 - 0.35 / 7.8))
+    assert Board.of(load_device("fpga_u280"), DESIGN).beat_cycles(DESIGN) == 1
 
 
 def test_ports_in_parallel_and_arrays_on_one_port_in_turn():
@@ -96,6 +106,29 @@ def test_every_technique_helps(name, device):
         asked = run_fpga(FpgaRequest(device=device, images=2, without=(name,)))
         assert asked.chosen.step_s == left.step_s
         assert left.step_s <= found.ablations["all"].step_s
+
+
+def test_pinned_experts_are_not_read():
+    some, none = (run_fpga(FpgaRequest(pinned=pinned, images=2)) for pinned in (8, 0))
+    read = none.chosen.expert_bytes / 96
+    assert none.chosen.expert_bytes - some.chosen.expert_bytes == pytest.approx(8 * read)
+    assert some.chosen.step_s < none.chosen.step_s
+    assert some.resources.buffer_bytes - none.resources.buffer_bytes == 8 * 2 * 2 * 192 * 384
+    everything = run_fpga(FpgaRequest(device="fpga_u280", pinned=96, images=2))
+    assert everything.chosen.expert_bytes == 0
+    experts = {part.name: part for part in everything.chosen.parts}["experts"]
+    queued = 6 * 2 * 129 * 2 * 12 * 24 / everything.device.fabric.clock.si  # tokens, both matrices
+    assert queued / 2 < experts.time_s < 1.2 * queued
+
+
+def test_pinned_are_those_that_most_images_need():
+    counts = np.zeros((3, 2, 4), dtype=int)
+    counts[:, 0, 1] = 1
+    counts[0, 1, 2] = 50
+    counts[:2, 1, 3] = 1
+    assert hottest(counts, 0) == frozenset()
+    assert hottest(counts, 2) == {(0, 1), (1, 3)}
+    assert hottest(counts, 3) == {(0, 1), (1, 3), (1, 2)}
 
 
 def test_nothing_beats_its_roofline():
