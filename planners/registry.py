@@ -10,7 +10,7 @@ import numpy as np
 
 from moesim.errors import UsageError
 from moesim.hardware import near_names
-from moesim.planners import eplb, greedy, joint, moetuner, simple
+from moesim.planners import eplb, greedy, joint, moetuner, node_groups, simple
 from moesim.planners.problem import (
     PlacementProblem,
     Planner,
@@ -103,6 +103,12 @@ _ENTRIES = (
         "lpt-swap",
         _timed(greedy.lpt_swap),
         "LPT and swaps of pairs, with several uses of the spare slots tried out",
+        distinct_copies=False,
+    ),
+    PlannerEntry(
+        "lpt-swap-hierarchical",
+        _timed(node_groups.lpt_swap_hierarchical),
+        "the best pairing of routing groups with nodes, LPT and swaps inside every node",
         distinct_copies=False,
     ),
     PlannerEntry(

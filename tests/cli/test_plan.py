@@ -169,7 +169,7 @@ def test_without_json_a_person_reads_it(capsys, tiny, tmp_path):
 @pytest.mark.parametrize("planner", [*PLANNERS, "auto"])
 def test_every_planner(planner, redundant, capsys, tiny, tmp_path):
     # The tiny model's router knows one group of experts, which only one node keeps whole.
-    cluster = "4xh100_sxm" if planner == "eplb-hierarchical" else "2x2xh100_sxm"
+    cluster = "4xh100_sxm" if planner.endswith("-hierarchical") else "2x2xh100_sxm"
     answer = plan_tiny(
         capsys, tiny, tmp_path, "--planner", planner, "--redundant", redundant,
         "--time-limit", 5, "--cluster", cluster,
