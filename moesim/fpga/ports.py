@@ -155,12 +155,16 @@ class Board:
 def port_cycles(
     streams: Sequence[Stream], board: Board, design: Design
 ) -> dict[tuple[str, bool], float]:
-    """Busy cycles by port and direction, of streams that run at the same time."""
+    """Busy cycles by port and direction, of streams that run at the same time.
+
+    A request is in flight for the latency and its own transfers; so many are at a time.
+    """
     beat = board.beat_cycles(design)
-    per_request = board.latency_cycles / design.axi.outstanding
     busy: dict[tuple[str, bool], float] = defaultdict(float)
     for stream in streams:
-        busy[stream.port, stream.write] += max(stream.beats * beat, stream.requests * per_request)
+        moving = stream.beats * beat
+        in_flight = stream.requests * board.latency_cycles + moving
+        busy[stream.port, stream.write] += max(moving, in_flight / design.axi.outstanding)
     return dict(busy)
 
 
