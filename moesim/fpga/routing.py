@@ -12,6 +12,9 @@ from moesim.traces.bundle import open_trace
 
 __all__ = ["assignments_of_trace", "draw_assignments", "expert_counts"]
 
+MOST_DRAWS = 2**26
+"""Images × layers × tokens × experts: half a gigabyte of random numbers."""
+
 
 def draw_assignments(
     distribution: Distribution,
@@ -37,8 +40,13 @@ def draw_assignments(
         seed: Same seed, same draws.
 
     Raises:
-        UsageError: If the distribution is none of these.
+        UsageError: If the distribution is none of these, or this is too much to draw.
     """
+    if images * layers * tokens * experts > MOST_DRAWS:
+        raise UsageError(
+            f"{images} images of {tokens:,} tokens in {layers} layers of {experts} experts are too "
+            "many to draw\nfix: pass fewer --images, or a smaller image in the --model file"
+        )
     if distribution.name == "balanced":
         dealt = np.arange(tokens * top_k).reshape(tokens, top_k) % experts
         return np.broadcast_to(dealt, (images, layers, tokens, top_k)).copy()
@@ -102,7 +110,7 @@ def assignments_of_trace(
 def expert_counts(assignments: np.ndarray, experts: int) -> np.ndarray:
     """[..., E] int64 tokens of every expert, from [..., N, K] assignments."""
     shape = assignments.shape[:-2]
-    flat = assignments.reshape(int(np.prod(shape)), -1)
+    flat = assignments.reshape(int(np.prod(shape)), assignments.shape[-2] * assignments.shape[-1])
     offset = flat + experts * np.arange(len(flat))[:, None]
     counts = np.bincount(offset.ravel(), minlength=len(flat) * experts)
     return counts.reshape(*shape, experts)

@@ -118,6 +118,7 @@ def test_bad_options(capsys, words, code, part):
         ({"image__width": 250}, 4, "image.width"),
         ({"layers": 0}, 4, "layers"),
         ({"colour": 1}, 4, "unknown key"),
+        ({"image__width": 2**20}, 2, "fewer --images"),
         ({"dense_hidden": 16384}, 3, "weight buffers"),
     ],
 )
@@ -142,6 +143,14 @@ def test_bad_designs(capsys, tmp_path, changes, code, part):
     answer = moesim(capsys, "simulate", "fpga", "--json", "--design", file)
     assert answer.code == code
     assert part in answer.json["error"]["message"]
+
+
+def test_a_network_without_experts(capsys, tmp_path):
+    file = edited(tmp_path, load_network("m3vit_tiny"), moe__every=13)
+    data = moesim(capsys, "simulate", "fpga", "--json", "--model", file).json
+    assert (data["moe_layers"], data["traffic"]["expert_bytes"]) == (0, 0)
+    assert data["ablations"]["expert-reordering"]["slowdown"] == 1
+    assert moesim(capsys, "simulate", "fpga", "--model", file).code == 0
 
 
 def test_a_board_of_ones_own(capsys, tmp_path):
