@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -87,8 +88,9 @@ def _deepep(work: TransferWork, machine: Machine) -> Price | None:
     # The busiest device receives so many times the mean: everybody waits for it.
     numbers = (work.tokens * work.skew, work.hidden, work.top_k, work.experts, work.ranks, nodes)
     groups = work.groups if work.groups[0] > 1 else None
-    sizes = (np.array([number]) for number in numbers)
-    return prices_of(fit.time(*sizes, groups=groups), fit)[0]
+    sizes = [np.array([number]) for number in numbers]
+    price = prices_of(fit.time(*sizes, groups=groups), fit)[0]
+    return price and replace(price, held_s=float(fit.held_s(*sizes[:4])[0]))
 
 
 def _nvlink(work: TransferWork, machine: Machine) -> Price | None:

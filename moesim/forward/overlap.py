@@ -63,13 +63,14 @@ def _half(group: Sequences, ways: int) -> Sequences:
 
 
 def hidden_s(
-    overlap: Overlap, priced: Iterable[tuple[Op, float]], shape: StepShape, cores: int | None
+    overlap: Overlap, priced: Iterable[tuple[Op, float, float]], shape: StepShape, cores: int | None
 ) -> float:
     """Seconds of a step's calls that run beside others.
 
     Args:
         overlap: How.
-        priced: Calls with seconds over all layers; those of layers are of both halves.
+        priced: Calls with seconds over all layers, and those in which a transfer's own kernels
+            hold all cores; those of layers are of both halves.
         shape: Of the step.
         cores: Of the device, some of which transfers occupy.
 
@@ -129,16 +130,19 @@ def _taken(shape: StepShape, cores: int | None) -> float:
     return min(1.0, DEFAULT_SMS / cores)
 
 
-def _by_stage(priced: Iterable[tuple[Op, float]]) -> Mapping[str, float]:
-    """[stage] seconds of the calls of layers, which come in their order."""
+def _by_stage(priced: Iterable[tuple[Op, float, float]]) -> Mapping[str, float]:
+    """[stage] seconds of the calls of layers, which come in their order.
+
+    A transfer counts while its data travel: what its kernels take is beside nothing.
+    """
     times: dict[str, float] = defaultdict(float)
     attending: set[str] = set()
-    for op, time_s in priced:
+    for op, time_s, held_s in priced:
         if op.in_layer:
             mixer = op.name.partition(".")[0]
             if isinstance(op.work, AttentionWork):
                 attending.add(mixer)
-            times[_stage(op, attending=mixer in attending)] += time_s
+            times[_stage(op, attending=mixer in attending)] += time_s - held_s
     return times
 
 

@@ -22,6 +22,7 @@ class Price:
         hi_s: Upper end.
         evidence: What it rests on.
         kernel: Whose coefficients, or ``roofline``.
+        held_s: Of a transfer, seconds in which its kernels hold all cores.
     """
 
     time_s: float
@@ -29,6 +30,7 @@ class Price:
     hi_s: float
     evidence: Evidence
     kernel: str
+    held_s: float = 0.0
 
     def plus(self, other: Price) -> Price:
         """Both, one after the other; they err together."""

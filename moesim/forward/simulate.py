@@ -128,7 +128,7 @@ def simulate_step(
     )
     beside_s = hidden_s(
         overlap,
-        [(priced.op, priced.time_s) for priced in ops],
+        [(p.op, p.time_s, p.price.held_s * p.op.layers) for p in ops],
         shape,
         None if machine.device.cores is None else int(machine.device.cores.value),
     )

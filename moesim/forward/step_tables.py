@@ -189,7 +189,7 @@ def build_step_tables(
         hidden_s=np.array(
             [
                 [
-                    hidden_s(overlap, priced.pairs(step), shape, _cores(machine))
+                    hidden_s(overlap, priced.calls(step), shape, _cores(machine))
                     for step, shape in zip(kind, shapes, strict=True)
                 ]
                 for kind, shapes in zip(ops, steps, strict=True)
@@ -320,9 +320,13 @@ class _Prices:
     def seconds(self, ops: Iterable[Op]) -> float:
         return sum(self._found[id(op)].time_s * op.layers for op in ops)
 
-    def pairs(self, ops: Sequence[Op]) -> list[tuple[Op, float]]:
-        """Calls with their seconds over all layers."""
-        return [(op, self._found[id(op)].time_s * op.layers) for op in ops]
+    def calls(self, ops: Sequence[Op]) -> list[tuple[Op, float, float]]:
+        """Calls with their seconds over all layers, and those in which they hold all cores."""
+        prices = [self._found[id(op)] for op in ops]
+        return [
+            (op, price.time_s * op.layers, price.held_s * op.layers)
+            for op, price in zip(ops, prices, strict=True)
+        ]
 
     def table(self, cells: Sequence[_Cell], columns: int) -> np.ndarray:
         """Cells row by row."""

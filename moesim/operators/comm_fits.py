@@ -14,6 +14,7 @@ from moesim.operators.collectives import CollectiveCoefficients, collective_s
 from moesim.operators.deepep import (
     LowLatencyCoefficients,
     NormalCoefficients,
+    low_latency_held_s,
     low_latency_s,
     normal_s,
 )
@@ -177,6 +178,15 @@ class DeepEpFit(_CommFit):
         return self.estimate(
             normal_s(c, tokens, hidden, top_k, experts, ranks, nodes, units, groups=groups)
         )
+
+    def held_s(
+        self, tokens: np.ndarray, hidden: np.ndarray, top_k: np.ndarray, experts: np.ndarray
+    ) -> np.ndarray:
+        """Seconds in which all cores are held; in normal mode some cores are, all the time."""
+        c = self.coefficients
+        if isinstance(c, LowLatencyCoefficients):
+            return low_latency_held_s(c, tokens, hidden, top_k, experts)
+        return np.zeros(np.shape(tokens))
 
     def _with_link(self, factor: float) -> Self:
         own = self.coefficients

@@ -34,6 +34,7 @@ __all__ = [
     "Phase",
     "expected_group_parts",
     "expected_parts",
+    "low_latency_held_s",
     "low_latency_s",
     "normal_s",
     "p_norm",
@@ -232,14 +233,49 @@ def low_latency_s(
     ranks, nodes = np.asarray(ranks, float), np.asarray(nodes, float)
     size = vector_bytes(c.phase, hidden)
     copies = tokens * top_k * (size + HEADER_BYTES)
-    sms = np.ceil(experts / np.ceil(experts / c.device_sms))
     remote = 1 - 1 / nodes
-    sm_s = (tokens * (c.token_s + c.token_s_per_byte * size) + copies * c.copy_s_per_byte) / sms
+    sm_s = _sms_s(c, tokens, copies, size, experts)
     link_s = copies * (1 / nodes - 1 / ranks) * c.link_s_per_byte  # a rank's own share stays
     rdma_s = copies * remote * (c.rdma_s_per_byte or 0.0)
     launch_s = c.launch_s + c.expert_s * experts + (c.internode_s or 0.0) * remote
     flow_s = p_norm(c.flow_overlap, sm_s, link_s, rdma_s)
     return _covered(c.nodes, nodes, p_norm(c.latency_overlap, launch_s, flow_s))
+
+
+def low_latency_held_s(
+    coefficients: LowLatencyCoefficients,
+    tokens: np.ndarray,
+    hidden: np.ndarray,
+    top_k: np.ndarray,
+    experts: np.ndarray,
+) -> np.ndarray:
+    """Seconds in which a low-latency dispatch or combine holds all cores.
+
+    Its kernels send, and later receive; in between, messages travel and the cores are free. What
+    the kernels take is what the phase takes without a byte on a link: their start, counters and
+    copies. Arguments as in :func:`low_latency_s`.
+    """
+    c = coefficients
+    tokens, experts = np.asarray(tokens, float), np.asarray(experts, float)
+    size = vector_bytes(c.phase, hidden)
+    copies = tokens * np.asarray(top_k, float) * (size + HEADER_BYTES)
+    sm_s = _sms_s(c, tokens, copies, size, experts)
+    return p_norm(c.latency_overlap, c.launch_s + c.expert_s * experts, sm_s)
+
+
+def _sms_s(
+    c: LowLatencyCoefficients,
+    tokens: np.ndarray,
+    copies: np.ndarray,
+    size: np.ndarray,
+    experts: np.ndarray,
+) -> np.ndarray:
+    """Seconds of the cores, as many as the experts keep busy."""
+    sms = np.ceil(experts / np.ceil(experts / c.device_sms))
+    found: np.ndarray = (
+        tokens * (c.token_s + c.token_s_per_byte * size) + copies * c.copy_s_per_byte
+    ) / sms
+    return found
 
 
 def normal_s(

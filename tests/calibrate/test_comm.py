@@ -30,6 +30,7 @@ from moesim.operators.deepep import (
     NormalCoefficients,
     expected_group_parts,
     expected_parts,
+    low_latency_held_s,
     low_latency_s,
     normal_s,
     p_norm,
@@ -206,6 +207,17 @@ def test_expected_parts_of_groups_match_all_choices(k, experts, parts, groups, c
     assert expected_group_parts(k, experts, parts, groups, chosen) == pytest.approx(np.mean(counts))
     if chosen == groups:
         assert expected_parts(k, experts, parts) == pytest.approx(np.mean(counts))
+
+
+@pytest.mark.parametrize("phase", ["dispatch", "combine"])
+@given(tokens=st.integers(1, 512), nodes=st.sampled_from([1, 2, 4, 8]))
+@settings(deadline=None, max_examples=50)
+def test_cores_are_held_for_less_than_the_phase_takes(phase, tokens, nodes):
+    c = LOW_LATENCY[phase]
+    held = low_latency_held_s(c, tokens, 7168, 8, 256)
+    assert 0 < held <= low_latency_s(c, tokens, 7168, 8, 256, 8 * nodes, nodes) * (1 + 1e-9)
+    free = c.model_copy(update={"link_s_per_byte": 0.0, "rdma_s_per_byte": 0.0, "internode_s": 0.0})
+    assert held == pytest.approx(low_latency_s(free, tokens, 7168, 8, 256, 8 * nodes, nodes))
 
 
 def test_groups_on_nodes_are_a_limit_of_nodes():
