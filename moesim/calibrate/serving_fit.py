@@ -72,11 +72,16 @@ LENGTHS = {
 
 TPOT_RESIDUAL = {"amplitude": 0.25, "noise": 0.05, "outlier": 0.12}
 TTFT_RESIDUAL = {"amplitude": 0.6, "noise": 0.12, "outlier": 0.25}
-TTFT_PARTS = ("kernels", "request", "input_token", "tpot", "slot")
+TTFT_PARTS = ("kernels", "request", "input_token", "tpot", "slot", "poll", "queue")
 """Seconds of kernels until the first token, and of host time per request, per input token, per
-output-token time (an engine looks for new requests every few steps), and per slot of the loop."""
-TTFT_START = (1.0, 0.03, 3e-6, 3.0, 0.01)
-TTFT_SPREAD = (0.3, 2.0, 2.0, 2.0, 2.0)
+output-token time (an engine looks for new requests every few steps), per slot of the loop, per
+output-token times between two looks where a launch script sets them, and of waiting for prefill
+workers."""
+TTFT_START = (1.0, 0.03, 3e-6, 3.0, 0.01, 0.5, 1.0)
+TTFT_SPREAD = (0.3, 2.0, 2.0, 2.0, 2.0, 0.5, 0.5)
+
+BURST_SHARE = 0.1
+"""Of a benchmark's requests, those of the first burst: it sends ten times its concurrency."""
 
 
 @dataclass(frozen=True)
@@ -134,14 +139,27 @@ class GroupFit(Document):
         times = [self.weights[name] for name in TIME_PARTS]
         return np.array(times + [self.host_s[name] for name in HOST_PARTS])
 
-    def predict(self, runs: Sequence[RunParts], residual: bool = True) -> list[Predicted]:
+    def drafts(self, run: RunParts) -> bool:
+        """Whether a run drafts, by what is known of it or of its release."""
+        if run.run.drafting is not None:
+            return run.run.drafting
+        return release_of(run) in self.drafting
+
+    def predict(
+        self,
+        runs: Sequence[RunParts],
+        residual: bool = True,
+        drafting: Sequence[bool] | None = None,
+    ) -> list[Predicted]:
         """TPOT and TTFT with their intervals.
 
         Args:
             runs: Of the group's engine.
             residual: Whether the smooth residual sits on top.
+            drafting: By run, instead of what is known.
         """
-        marks = np.array([release_of(run) in self.drafting for run in runs], float)
+        drafting = [self.drafts(run) for run in runs] if drafting is None else drafting
+        marks = np.array(drafting, float)
         points = _points(runs, marks, self.systems)
         tpot = _stack(runs, "tpot") @ self._coefficients * np.exp(self.drafting_log * marks)
         ttft = _ttft_parts(runs, tpot) @ np.array([self.ttft[name] for name in TTFT_PARTS])
@@ -227,9 +245,14 @@ def shipped_serving() -> ServingModel:
 
 
 def release_of(run: RunParts) -> str:
-    """What a run shares with others of one engine version, one day, and drafting or not."""
+    """What a run shares with others of one engine version and one day; empty if it cannot draft.
+
+    Runs with prefill and decode workers change between drafting and not within a day.
+    """
     of = run.run
-    return f"{of.engine} {of.version or 'unknown'} {of.date or 'undated'}" if run.drafts else ""
+    if not run.drafts or of.mode == "disagg":
+        return ""
+    return f"{of.engine} {of.version or 'unknown'} {of.date or 'undated'}"
 
 
 def fit_serving(
@@ -310,24 +333,51 @@ def _fit(
 
 
 def _drafting_marks(runs: Sequence[RunParts], left: np.ndarray) -> np.ndarray:
-    """[N] 1 for runs of releases whose median run takes much less than its kernels."""
+    """[N] 1 for runs that draft: those known to, and those that take much less than their kernels.
+
+    Where nothing is known, runs of one release are judged together by their median; runs with
+    prefill and decode workers one by one, against the middle of both known kinds.
+    """
     by_release: dict[str, list[int]] = defaultdict(list)
+    marks, open_ = np.zeros(len(runs)), []
     for place, run in enumerate(runs):
-        if name := release_of(run):
+        if run.run.drafting is not None:
+            marks[place] = float(run.run.drafting)
+        elif name := release_of(run):
             by_release[name].append(place)
-    marks = np.zeros(len(runs))
+        elif run.drafts:
+            open_.append(place)
     for places in by_release.values():
         if np.median(left[places]) < DRAFTS_BELOW:
             marks[places] = 1.0
+    if open_:
+        known = np.array([run.run.drafting is not None for run in runs])
+        drafting, plain = (left[known & (marks == kind)] for kind in (1.0, 0.0))
+        middle = DRAFTS_BELOW
+        if drafting.size and plain.size:
+            middle = min(middle, float(np.median(drafting) + np.median(plain)) / 2)
+        marks[open_] = left[open_] < middle
     return marks
 
 
 def _ttft_parts(runs: Sequence[RunParts], tpot_s: np.ndarray) -> np.ndarray:
     """[N, TTFT_PARTS]."""
     kernels = _stack(runs, "ttft")[:, : len(TIME_PARTS)].sum(axis=1)
-    prompts = np.array([float(run.run.isl) for run in runs])
-    slots = np.array([float(run.run.concurrency) for run in runs]) * tpot_s
-    return np.stack([kernels, np.ones(len(runs)), prompts, tpot_s, slots], axis=1)
+    prompts, output, slots = (
+        np.array([float(getattr(run.run, name)) for run in runs])
+        for name in ("isl", "osl", "concurrency")
+    )
+    poll = np.array([run.run.flags.poll_steps - 1.0 if run.run.flags else 0.0 for run in runs])
+    # With prefill workers: the first burst waits for half of itself. Later requests come as they
+    # were served, unless all requests take longer to prefill than one takes to decode.
+    servers = np.array([float(run.servers) for run in runs])
+    split = servers > 0
+    through = np.where(split, slots * kernels / np.maximum(servers, 1.0), 0.0)
+    late = np.maximum(0.0, through - output * tpot_s)
+    queue = BURST_SHARE * through / 2 + (1 - BURST_SHARE) * np.where(split, late, 0.0)
+    ones = np.ones(len(runs))
+    columns = [kernels, ones, prompts, tpot_s, slots * tpot_s, poll * tpot_s, queue]
+    return np.stack(columns, axis=1)
 
 
 def _points(runs: Sequence[RunParts], marks: np.ndarray, systems: Sequence[str]) -> np.ndarray:

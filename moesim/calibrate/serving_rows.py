@@ -16,6 +16,8 @@ fill the same columns differently; :func:`read_runs` says by which rule each was
     A model without experts: ``tp_size`` alone counts.
 ``total``
     Only the number of devices of a whole deployment is known; its layout is assumed.
+``recipe``
+    From the benchmark's recipe of the run (:mod:`moesim.calibrate.harness`).
 """
 
 from __future__ import annotations
@@ -26,15 +28,19 @@ from dataclasses import dataclass
 from io import StringIO
 from math import isfinite
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from moesim.errors import InputError
 from moesim.fitted_costs import ENGINES, Engine
 from moesim.safe_io import read_text
 
-__all__ = ["MeasuredRun", "Refused", "RunLayout", "read_runs"]
+if TYPE_CHECKING:
+    from moesim.calibrate.harness import EngineFlags
 
-Rule = Literal["stated", "product", "square", "dense", "total"]
+__all__ = ["MeasuredRun", "Refused", "RunLayout", "Setup", "read_runs"]
+
+Rule = Literal["stated", "product", "square", "dense", "total", "recipe"]
+Setup = Literal["stated", "recipe", "recipes", "assumed"]
 Mode = Literal["agg", "disagg"]
 
 NEEDED = (
@@ -88,6 +94,11 @@ class MeasuredRun:
         prefill_workers: 0 if not stated.
         ttft_s: Measured.
         tpot_s: Measured.
+        image: Of the engine's container; empty if not stated.
+        setup: Whether numbers and layouts of workers are stated, are those of the one recipe that
+            fits, of one of several, or are assumed.
+        drafting: Whether the engine drafted; None if nothing says it.
+        flags: Limits that the engine was started with, where known.
     """
 
     id: str
@@ -108,6 +119,10 @@ class MeasuredRun:
     prefill_workers: int
     ttft_s: float
     tpot_s: float
+    image: str = ""
+    setup: Setup = "stated"
+    drafting: bool | None = None
+    flags: EngineFlags | None = None
 
     @property
     def configuration(self) -> tuple[object, ...]:
@@ -228,6 +243,8 @@ def _run(row: _Row) -> MeasuredRun:
         prefill_workers=row.count("prefill_num_workers", 0) if split else 0,
         ttft_s=times[0],
         tpot_s=times[1],
+        image=row.text("image").replace("#", "/"),
+        setup="assumed" if split and not row.count("decode_num_workers", 0) else "stated",
     )
 
 

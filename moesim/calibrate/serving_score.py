@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import cpu_count
 from typing import Literal
 
 import numpy as np
 
+from moesim.calibrate.harness import complete_runs
 from moesim.calibrate.serving_fit import Predicted, ServingModel, fit_serving
 from moesim.calibrate.serving_rows import MeasuredRun, Refused
 from moesim.calibrate.serving_setups import RunParts, describe_run
@@ -54,6 +55,7 @@ def describe_runs(
         runs: As read.
         say: Told how far it has come.
     """
+    runs = complete_runs(runs)
     wanted = {(run.configuration, run.date): run for run in runs}
     order = sorted(wanted.values(), key=lambda r: (r.system, r.model, r.engine, str(r.layout)))
     found: dict[object, RunParts | str] = {}
@@ -68,7 +70,7 @@ def describe_runs(
         if isinstance(parts, str):
             refused.append(Refused(run.id, parts))
         else:
-            described.append(RunParts(run, parts.tpot, parts.ttft, parts.descriptors, parts.drafts))
+            described.append(replace(parts, run=run))
     return described, refused
 
 
@@ -82,11 +84,22 @@ def predict_runs(
     found: dict[int, Predicted] = {}
     for key, places in groups.items():
         fit = model.find(*key)
-        for place, one in zip(
-            places, fit.predict([runs[place] for place in places], residual), strict=True
+        own = [runs[place] for place in places]
+        known = [fit.drafts(run) for run in own]
+        other = [
+            not drafting if judged_by_residual(run) else drafting
+            for run, drafting in zip(own, known, strict=True)
+        ]
+        for place, run, *ways in zip(
+            places, own, *(fit.predict(own, residual, way) for way in (known, other)), strict=True
         ):
-            found[place] = one
+            found[place] = min(ways, key=lambda way: abs(np.log(way.tpot_s / run.run.tpot_s)))
     return [found[place] for place in range(len(runs))]
+
+
+def judged_by_residual(run: RunParts) -> bool:
+    """Whether only the measured time tells if a run drafted: its recipes say either."""
+    return run.drafts and run.run.mode == "disagg" and run.run.drafting is None
 
 
 def held_out(

@@ -9,7 +9,7 @@ workers there were.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import ceil, log
 
@@ -20,7 +20,7 @@ from moesim.cluster import load_cluster
 from moesim.errors import MoesimError
 from moesim.forward.expert_load import parse_distribution
 from moesim.forward.formats import Formats
-from moesim.forward.layout import Layout
+from moesim.forward.layout import Dispatch, Layout
 from moesim.forward.machine import Machine
 from moesim.forward.step_tables import COMPONENTS, StepTables, build_step_tables
 from moesim.hardware import Device
@@ -79,6 +79,7 @@ class RunParts:
         ttft: The same until the first token.
         descriptors: [DESCRIPTORS].
         drafts: Whether the model has layers for speculative decoding.
+        servers: Attention groups of all prefill workers; 0 with one pool.
     """
 
     run: MeasuredRun
@@ -86,6 +87,7 @@ class RunParts:
     ttft: np.ndarray
     descriptors: np.ndarray
     drafts: bool
+    servers: int = 0
 
     @property
     def kernels_s(self) -> float:
@@ -96,9 +98,9 @@ class RunParts:
 def describe_run(run: MeasuredRun) -> RunParts | str:
     """The parts of a run's times, or why there are none."""
     try:
-        model = load_model(run.model, dense=True)
+        model, servers = load_model(run.model, dense=True), 0
         if run.mode == "disagg":
-            tpot, ttft, devices = _split(run, model)
+            tpot, ttft, devices, servers = _split(run, model)
         elif run.layout.rule == "total":
             pool = _pool(run, model, run.layout)
             tpot, ttft = _one_step(run, pool), _one_prompt(run, pool)
@@ -108,9 +110,8 @@ def describe_run(run: MeasuredRun) -> RunParts | str:
             devices = run.layout.devices
     except MoesimError as error:
         return str(error).split("\n")[0]
-    return RunParts(
-        run, tpot, ttft, _descriptors(run, model, tpot, ttft, devices), bool(model.mtp_layers)
-    )
+    descriptors = _descriptors(run, model, tpot, ttft, devices)
+    return RunParts(run, tpot, ttft, descriptors, bool(model.mtp_layers), servers)
 
 
 def _simulated(run: MeasuredRun, pool: Pool) -> tuple[np.ndarray, np.ndarray]:
@@ -132,11 +133,12 @@ def _summed(parts: dict[str, np.ndarray], kind: np.ndarray, weights: np.ndarray)
     return np.array(sums)
 
 
-def _split(run: MeasuredRun, model: ModelSpec) -> tuple[np.ndarray, np.ndarray, int]:
-    """Times of prefill and decode workers, and devices of a decode worker."""
+def _split(run: MeasuredRun, model: ModelSpec) -> tuple[np.ndarray, np.ndarray, int, int]:
+    """Times of prefill and decode workers, devices of a decode worker, groups that prefill."""
     decode = _pool(run, model, run.layout)
     first = _pool(run, model, run.prefill or run.layout)
-    return _one_step(run, decode), _one_prompt(run, first), decode.groups * run.layout.tp
+    servers = max(1, run.prefill_workers) * first.groups
+    return _one_step(run, decode), _one_prompt(run, first), decode.groups * run.layout.tp, servers
 
 
 def _one_step(run: MeasuredRun, pool: Pool) -> np.ndarray:
@@ -185,19 +187,47 @@ def _one_prompt(run: MeasuredRun, pool: Pool) -> np.ndarray:
 
 def _pool(run: MeasuredRun, model: ModelSpec, stated: RunLayout) -> Pool:
     """A worker's step times and policy; raised to devices that hold the weights."""
+    limits = _limits(run)
     while True:
         tables, policy, layout = _tables(
-            run.engine, run.model, run.system, run.precision, run.block_scaled, stated
+            *(run.engine, run.model, run.system, run.precision, run.block_scaled, stated),
+            *(run.mode, limits),
         )
-        if tables.kv_capacity_tokens > run.isl + run.osl or stated.devices >= 64:
+        room = _room(tables, policy)
+        if room > run.isl + run.osl or stated.devices >= 64:
             break
         stated = _doubled(stated, model)
     return Pool(
-        tables,
-        policy,
-        max(tables.kv_capacity_tokens, 2 * (run.isl + run.osl)),
-        groups=layout.dp,
-        lanes=layout.pp,
+        tables, policy, max(room, 2 * (run.isl + run.osl)), groups=layout.dp, lanes=layout.pp
+    )
+
+
+def _room(tables: StepTables, policy: EnginePolicy) -> int:
+    """Tokens that the cache of one attention group holds."""
+    if tables.cache_bytes_per_token <= 0:
+        return 2**40
+    return max(0, int(tables.cache_bytes(policy.memory_share) / tables.cache_bytes_per_token))
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """What a launch script sets of an engine; None where it leaves the default."""
+
+    kv: str = ""
+    token_budget: int | None = None
+    max_sequences: int | None = None
+    memory_share: float | None = None
+
+
+def _limits(run: MeasuredRun) -> _Limits:
+    flags = run.flags
+    if flags is None:
+        return _Limits()
+    return _Limits(
+        flags.kv,
+        flags.token_budget.of(run) if flags.token_budget else None,
+        flags.max_sequences.of(run) if flags.max_sequences else None,
+        flags.memory_share,
     )
 
 
@@ -212,24 +242,42 @@ def _doubled(stated: RunLayout, model: ModelSpec) -> RunLayout:
 
 @lru_cache(maxsize=512)
 def _tables(
-    engine: str, name: str, system: str, precision: str, block_scaled: bool, stated: RunLayout
+    engine: str,
+    name: str,
+    system: str,
+    precision: str,
+    block_scaled: bool,
+    stated: RunLayout,
+    mode: str,
+    limits: _Limits,
 ) -> tuple[StepTables, EnginePolicy, Layout]:
     model = load_model(name, dense=True)
-    layout = _layout(stated, model)
+    layout = _layout(stated, model, mode, engine)
     machine = _machine(system, layout.devices, engine)
-    policy = find_engine(engine, memory_bytes=machine.device.memory_bytes, groups=layout.dp)
+    sequences, groups = limits.max_sequences, layout.dp
+    policy = find_engine(
+        engine,
+        memory_bytes=machine.device.memory_bytes,
+        groups=groups,
+        token_budget=limits.token_budget if groups == 1 else None,
+        max_sequences=sequences and max(1, sequences // groups),
+        memory_share=limits.memory_share,
+    )
+    formats = _formats(engine, precision, block_scaled, model, machine.device)
+    if limits.kv:
+        formats = replace(formats, kv=limits.kv)
     tables = build_step_tables(
         model,
         machine,
         layout,
-        _formats(engine, precision, block_scaled, model, machine.device),
+        formats,
         parse_distribution(ROUTING),
         max_tokens=policy.token_budget,
     )
     return tables, policy, layout
 
 
-def _layout(stated: RunLayout, model: ModelSpec) -> Layout:
+def _layout(stated: RunLayout, model: ModelSpec, mode: str, engine: str) -> Layout:
     tp, dp, moe_tp, ep = stated.tp, stated.dp, stated.moe_tp, stated.ep
     if stated.rule == "total":
         # The largest power of two within the deployment, attention and experts spread over it.
@@ -244,10 +292,19 @@ def _layout(stated: RunLayout, model: ModelSpec) -> Layout:
         ep=ep,
         moe_tp=moe_tp,
         pp=stated.pp,
-        dispatch="allgather" if dp > 1 else None,
+        dispatch=_dispatch(dp, moe_tp, mode),
+        direct="nvlink" if engine == "trtllm" else "deepep",
+        redundant=-model.experts % ep if ep > 1 else 0,
     )
     layout.check(model)
     return layout
+
+
+def _dispatch(dp: int, moe_tp: int, mode: str) -> Dispatch | None:
+    """One pool gathers, as engines do by default; decode workers send tokens to their experts."""
+    if dp == 1:
+        return None
+    return "allgather" if mode == "agg" or moe_tp > 1 else None
 
 
 @lru_cache(maxsize=256)
