@@ -24,7 +24,13 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
-from moesim.calibrate.serving_setups import DESCRIPTORS, HOST_PARTS, TIME_PARTS, RunParts
+from moesim.calibrate.serving_setups import (
+    DESCRIPTORS,
+    HOST_PARTS,
+    SPLIT_DESCRIPTORS,
+    TIME_PARTS,
+    RunParts,
+)
 from moesim.calibrate.smooth_residual import SmoothResidual, fit_residual
 from moesim.extras import require
 from moesim.hardware import profiles_folder
@@ -67,8 +73,16 @@ LENGTHS = {
     "dense": 2.0,
     "months": 4.0,
     "split": 1.0,
+    "log prefill devices": 2.0,
+    "log prefill groups": 2.0,
+    "log decode workers": 2.0,
+    "log lateness": 2.0,
 }
 """Of the residual's descriptors; 3 where none is named. Chosen by cross-validation."""
+TTFT_LENGTHS = (
+    LENGTHS | {"log osl": 1.5} | {name: 1.0 for name in DESCRIPTORS[-SPLIT_DESCRIPTORS:]}
+)
+"""Waiting changes faster with them."""
 
 TPOT_RESIDUAL = {"amplitude": 0.25, "noise": 0.05, "outlier": 0.12}
 TTFT_RESIDUAL = {"amplitude": 0.6, "noise": 0.12, "outlier": 0.25}
@@ -79,6 +93,9 @@ output-token times between two looks where a launch script sets them, and of wai
 workers."""
 TTFT_START = (1.0, 0.03, 3e-6, 3.0, 0.01, 0.5, 1.0)
 TTFT_SPREAD = (0.3, 2.0, 2.0, 2.0, 2.0, 0.5, 0.5)
+
+SERVICE = (0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.3)
+"""Factors of service that are tried: what waits for it depends on it with a kink."""
 
 BURST_SHARE = 0.1
 """Of a benchmark's requests, those of the first burst: it sends ten times its concurrency."""
@@ -109,6 +126,7 @@ class GroupFit(Document):
         weights: By :data:`TIME_PARTS`.
         host_s: Seconds by unit of :data:`HOST_PARTS`.
         ttft: By :data:`TTFT_PARTS`.
+        service: Factor on the kernels of prefill workers that are full.
         drafting: Releases that draft.
         drafting_log: Logarithm of the factor that they share.
         tpot_band: Ends of the 80 % interval of the physics alone, as factors.
@@ -126,6 +144,7 @@ class GroupFit(Document):
     weights: dict[str, float]
     host_s: dict[str, float]
     ttft: dict[str, float]
+    service: float
     drafting: tuple[str, ...]
     drafting_log: float
     tpot_band: tuple[float, float]
@@ -162,7 +181,8 @@ class GroupFit(Document):
         marks = np.array(drafting, float)
         points = _points(runs, marks, self.systems)
         tpot = _stack(runs, "tpot") @ self._coefficients * np.exp(self.drafting_log * marks)
-        ttft = _ttft_parts(runs, tpot) @ np.array([self.ttft[name] for name in TTFT_PARTS])
+        parts = _ttft_parts(runs, tpot, self.service)
+        ttft = parts @ np.array([self.ttft[name] for name in TTFT_PARTS])
         found = []
         for physics, process, band in (
             (tpot, self.tpot_residual, self.tpot_band),
@@ -360,8 +380,8 @@ def _drafting_marks(runs: Sequence[RunParts], left: np.ndarray) -> np.ndarray:
     return marks
 
 
-def _ttft_parts(runs: Sequence[RunParts], tpot_s: np.ndarray) -> np.ndarray:
-    """[N, TTFT_PARTS]."""
+def _ttft_parts(runs: Sequence[RunParts], tpot_s: np.ndarray, service: float) -> np.ndarray:
+    """[N, TTFT_PARTS], where prefill workers need so much of their kernels' time per prompt."""
     kernels = _stack(runs, "ttft")[:, : len(TIME_PARTS)].sum(axis=1)
     prompts, output, slots = (
         np.array([float(getattr(run.run, name)) for run in runs])
@@ -372,12 +392,29 @@ def _ttft_parts(runs: Sequence[RunParts], tpot_s: np.ndarray) -> np.ndarray:
     # were served, unless all requests take longer to prefill than one takes to decode.
     servers = np.array([float(run.servers) for run in runs])
     split = servers > 0
-    through = np.where(split, slots * kernels / np.maximum(servers, 1.0), 0.0)
+    service_s = service * np.array([run.service_s for run in runs])
+    through = np.where(split, slots * service_s / np.maximum(servers, 1.0), 0.0)
     late = np.maximum(0.0, through - output * tpot_s)
     queue = BURST_SHARE * through / 2 + (1 - BURST_SHARE) * np.where(split, late, 0.0)
     ones = np.ones(len(runs))
     columns = [kernels, ones, prompts, tpot_s, slots * tpot_s, poll * tpot_s, queue]
     return np.stack(columns, axis=1)
+
+
+def _ttft_fit(
+    runs: Sequence[RunParts], measured: np.ndarray, tpot_s: np.ndarray
+) -> tuple[np.ndarray, float, np.ndarray]:
+    """Coefficients of :data:`TTFT_PARTS`, the factor of service, and logarithms left over."""
+    best = None
+    for service in SERVICE if any(run.servers for run in runs) else (1.0,):
+        parts = _ttft_parts(runs, tpot_s, service)
+        logs = _fit(parts, measured, np.log(TTFT_START), np.array(TTFT_SPREAD), 3 * SOFT_FROM)
+        left = np.log(measured / (parts @ np.exp(logs)))
+        loss = float(np.abs(left).mean())
+        if best is None or loss < best[0]:
+            best = loss, np.exp(logs), service, left
+    assert best is not None
+    return best[1:]
 
 
 def _points(runs: Sequence[RunParts], marks: np.ndarray, systems: Sequence[str]) -> np.ndarray:
@@ -407,10 +444,11 @@ def _group(
     systems = tuple(sorted({run.run.system for run in runs}))
     points = np.round(_points(runs, marks, systems), 3)
     names = (*DESCRIPTORS, "drafting", *systems)
-    lengths = np.array([LENGTHS.get(name, 1.0 if name in systems else 3.0) for name in names])
-    first = _ttft_parts(runs, physics * np.exp(gain * marks))
-    ttft = np.exp(_fit(first, ttft_s, np.log(TTFT_START), np.array(TTFT_SPREAD), 3 * SOFT_FROM))
-    ttft_left = np.log(ttft_s / (first @ ttft))
+    lengths, ttft_lengths = (
+        np.array([of.get(name, 1.0 if name in systems else 3.0) for name in names])
+        for of in (LENGTHS, TTFT_LENGTHS)
+    )
+    ttft, service, ttft_left = _ttft_fit(runs, ttft_s, physics * np.exp(gain * marks))
     together = [run.run.configuration for run in runs]
     return GroupFit(
         engine=engine,
@@ -421,6 +459,7 @@ def _group(
         weights=dict(zip(TIME_PARTS, _rounded(coefficients), strict=False)),
         host_s=dict(zip(HOST_PARTS, _rounded(coefficients[len(TIME_PARTS) :]), strict=True)),
         ttft=dict(zip(TTFT_PARTS, _rounded(ttft), strict=True)),
+        service=service,
         drafting=tuple(sorted({release_of(r) for r, m in zip(runs, marks, strict=True) if m})),
         drafting_log=gain,
         tpot_band=_band(left),
@@ -429,7 +468,7 @@ def _group(
         tpot_residual=fit_residual(points, left, lengths, together=together, **TPOT_RESIDUAL)
         if alone
         else None,
-        ttft_residual=fit_residual(points, ttft_left, lengths, together=together, **TTFT_RESIDUAL)
+        ttft_residual=fit_residual(points, ttft_left, ttft_lengths, together=together, **TTFT_RESIDUAL)
         if alone
         else None,
     )

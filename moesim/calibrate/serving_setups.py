@@ -49,8 +49,12 @@ DESCRIPTORS = (
     *("log sequences per device", "share of prefill", "share of gemm", "share of experts"),
     *("share of collectives", "share of attention", "share of small kernels", "log tpot"),
     *("bits", "dense", "log ttft over tpot", "months", "split"),
+    *("log prefill devices", "log prefill groups", "log decode workers", "log lateness"),
 )
 """What a residual may depend on: sizes of the run, and shares of the predicted time."""
+
+SPLIT_DESCRIPTORS = 4
+"""The last ones, of prefill and decode workers alone."""
 
 ROUTING = "power-law:1.01"
 """Skew of the tokens over experts: that of NVIDIA's balanced-like benchmark distribution, which the
@@ -80,6 +84,7 @@ class RunParts:
         descriptors: [DESCRIPTORS].
         drafts: Whether the model has layers for speculative decoding.
         servers: Attention groups of all prefill workers; 0 with one pool.
+        service_s: Seconds of kernels that one of them needs per prompt, in full steps.
     """
 
     run: MeasuredRun
@@ -88,6 +93,7 @@ class RunParts:
     descriptors: np.ndarray
     drafts: bool
     servers: int = 0
+    service_s: float = 0.0
 
     @property
     def kernels_s(self) -> float:
@@ -98,10 +104,10 @@ class RunParts:
 def describe_run(run: MeasuredRun) -> RunParts | str:
     """The parts of a run's times, or why there are none."""
     try:
-        model, servers = load_model(run.model, dense=True), 0
+        model = load_model(run.model, dense=True)
         if run.mode == "disagg":
-            tpot, ttft, devices, servers = _split(run, model)
-        elif run.layout.rule == "total":
+            return _split(run, model)
+        if run.layout.rule == "total":
             pool = _pool(run, model, run.layout)
             tpot, ttft = _one_step(run, pool), _one_prompt(run, pool)
             devices = run.layout.devices
@@ -110,8 +116,8 @@ def describe_run(run: MeasuredRun) -> RunParts | str:
             devices = run.layout.devices
     except MoesimError as error:
         return str(error).split("\n")[0]
-    descriptors = _descriptors(run, model, tpot, ttft, devices)
-    return RunParts(run, tpot, ttft, descriptors, bool(model.mtp_layers), servers)
+    descriptors = np.pad(_descriptors(run, model, tpot, ttft, devices), (0, SPLIT_DESCRIPTORS))
+    return RunParts(run, tpot, ttft, descriptors, bool(model.mtp_layers))
 
 
 def _simulated(run: MeasuredRun, pool: Pool) -> tuple[np.ndarray, np.ndarray]:
@@ -133,12 +139,45 @@ def _summed(parts: dict[str, np.ndarray], kind: np.ndarray, weights: np.ndarray)
     return np.array(sums)
 
 
-def _split(run: MeasuredRun, model: ModelSpec) -> tuple[np.ndarray, np.ndarray, int, int]:
-    """Times of prefill and decode workers, devices of a decode worker, groups that prefill."""
+def _split(run: MeasuredRun, model: ModelSpec) -> RunParts:
+    """Times of prefill and decode workers."""
     decode = _pool(run, model, run.layout)
     first = _pool(run, model, run.prefill or run.layout)
+    tpot, ttft = _one_step(run, decode), _one_prompt(run, first)
+    devices, run_of = decode.groups * run.layout.tp, run.prefill or run.layout
     servers = max(1, run.prefill_workers) * first.groups
-    return _one_step(run, decode), _one_prompt(run, first), decode.groups * run.layout.tp, servers
+    service_s = _service_s(run, first)
+    through_s = run.concurrency * service_s / servers
+    late = log(max(0.01, through_s / run.osl / tpot[: len(TIME_PARTS)].sum()))
+    return RunParts(
+        run,
+        tpot,
+        ttft,
+        np.concatenate(
+            [
+                _descriptors(run, model, tpot, ttft, devices),
+                [log(first.groups * run_of.tp), log(servers), log(max(1, run.workers)), late],
+            ]
+        ),
+        bool(model.mtp_layers),
+        servers,
+        service_s,
+    )
+
+
+def _service_s(run: MeasuredRun, pool: Pool) -> float:
+    """Seconds of kernels per prompt where steps are full of prompts."""
+    tables, budget = pool.tables, pool.policy.token_budget
+    prompts = max(1.0, budget // run.isl)
+    new = np.array([min(budget, prompts * run.isl)])
+    steps = prompts * run.isl / new[0]
+    dense = sum(
+        float(interpolate(tables.tokens, tables.token_s[1, row], new)[0])
+        for row in range(len(COMPONENTS))
+    )
+    prompt = _one_prompt(run, pool)
+    attention = prompt[TIME_PARTS.index("chunk_attention")]
+    return dense * steps / prompts + float(attention)
 
 
 def _one_step(run: MeasuredRun, pool: Pool) -> np.ndarray:
@@ -368,7 +407,7 @@ def _descriptors(
         "months": _months(run.date),
         "split": 4.0 * (run.mode == "disagg"),
     }
-    return np.array([values[name] for name in DESCRIPTORS])
+    return np.array([values[name] for name in DESCRIPTORS[:-SPLIT_DESCRIPTORS]])
 
 
 def _months(date: str) -> float:
