@@ -92,6 +92,7 @@ class EngineFlags(Document):
         model: Short name, as in :data:`MODELS`.
         precision: Of the checkpoint; any if empty.
         mode: One pool, or prefill and decode workers.
+        drafts: Whether it is the launch script of a set-up that drafts.
         tp: Devices; any if 0.
         isl: Input tokens; any if 0.
         kv: Number format of keys and values.
@@ -107,6 +108,7 @@ class EngineFlags(Document):
     model: str
     precision: str = ""
     mode: Literal["agg", "disagg"] = "agg"
+    drafts: bool = False
     tp: int = 0
     isl: int = 0
     kv: Literal["", "fp8", "bfloat16"] = ""
@@ -180,13 +182,11 @@ def complete_run(run: MeasuredRun) -> MeasuredRun:
     open if one of them does and another does not.
     """
     model = _model_of(run)
-    run = replace(run, flags=_flags_of(run, model))
     recipes = _recipes_of(run, model)
-    if not recipes:
-        return run
     draft = {recipe.drafts for recipe in recipes}
     run = replace(run, drafting=draft.pop() if len(draft) == 1 else None)
-    if run.mode == "agg" or run.setup == "stated":
+    run = replace(run, flags=_flags_of(run, model))
+    if not recipes or run.mode == "agg" or run.setup == "stated":
         return run
     layouts = dict.fromkeys(recipe.workers for recipe in recipes)
     first = recipes[0]
@@ -237,6 +237,7 @@ def _flags_of(run: MeasuredRun, model: str) -> EngineFlags | None:
             (flags.engine, flags.model, flags.mode) == (run.engine, model, run.mode)
             and system in flags.systems
             and flags.precision in ("", run.precision)
+            and flags.drafts <= (run.drafting is True)
             and flags.tp in (0, run.layout.devices)
             and flags.isl in (0, run.isl)
         ):

@@ -331,7 +331,7 @@ def _layout(stated: RunLayout, model: ModelSpec, mode: str, engine: str) -> Layo
         ep=ep,
         moe_tp=moe_tp,
         pp=stated.pp,
-        dispatch=_dispatch(dp, moe_tp, mode),
+        dispatch=_dispatch(dp, moe_tp, "disagg" if stated.rule == "total" else mode),
         direct="nvlink" if engine == "trtllm" else "deepep",
         redundant=-model.experts % ep if ep > 1 else 0,
     )

@@ -8,7 +8,11 @@ from moesim.compiled import compiled_part
 from moesim.serving.deployment import Pool
 from moesim.serving.state import Costs
 
-__all__ = ["attention_s", "interpolate", "make_costs", "padded_tokens"]
+__all__ = ["SHARED", "attention_s", "interpolate", "make_costs", "padded_tokens"]
+
+
+SHARED = ("experts", "collective", "dispatch")
+"""Components whose time follows the tokens of all attention groups together."""
 
 
 def interpolate(grid: np.ndarray, values: np.ndarray, at: np.ndarray) -> np.ndarray:
@@ -50,13 +54,14 @@ def make_costs(pool: Pool, most_tokens: int) -> Costs:
     tables, fit = pool.tables, pool.coefficients
     needed = np.arange(most_tokens + 1, dtype=float)
     padded = padded_tokens(pool, most_tokens).astype(float)
-    token_s = np.zeros((2, most_tokens + 1))
+    token_s, shared_s = np.zeros((2, 2, most_tokens + 1))
     sampled = interpolate(tables.tokens, tables.sampled_s, needed)
     sampled[0] = 0.0
     for kind, tokens in enumerate((padded, needed)):
         for row, component in enumerate(tables.components):
+            seconds = shared_s if component in SHARED else token_s
             weight = fit.weight(component)[kind]
-            token_s[kind] += weight * interpolate(tables.tokens, tables.token_s[kind, row], tokens)
+            seconds[kind] += weight * interpolate(tables.tokens, tables.token_s[kind, row], tokens)
         token_s[kind] -= interpolate(tables.tokens, tables.hidden_s[kind], tokens)
         token_s[kind] += fit.token_host_s * needed
         token_s[kind] += fit.step_host_s[kind] + fit.kernel_host_s * tables.kernels[kind]
@@ -67,6 +72,7 @@ def make_costs(pool: Pool, most_tokens: int) -> Costs:
     decode_weight = np.array(fit.weight("decode_attention"))
     return Costs(
         token_s,
+        shared_s,
         np.array(fit.weight("sampled"))[:, None] * sampled,
         float(fit.sequence_host_s),
         decode_sequences,

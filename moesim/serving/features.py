@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from moesim.serving.costs import interpolate, padded_tokens
+from moesim.serving.costs import SHARED, interpolate, padded_tokens
 from moesim.serving.deployment import Pool
 from moesim.serving.schedule import Schedule
 
@@ -30,9 +30,11 @@ def step_features(schedule: Schedule, pool: Pool) -> dict[str, np.ndarray]:
     most = int(schedule.tokens.max(initial=0))
     padded = padded_tokens(pool, most)[schedule.tokens]
     computed = np.where(kind == 0, padded, schedule.tokens).astype(float)
+    shared = np.where(kind == 0, padded, schedule.shared_tokens).astype(float)
     features = {}
     for row, name in enumerate(tables.components):
-        by_kind = interpolate(tables.tokens, tables.token_s[:, row], computed)
+        tokens = shared if name in SHARED else computed
+        by_kind = interpolate(tables.tokens, tables.token_s[:, row], tokens)
         features[name] = by_kind[kind, np.arange(schedule.steps)]
     by_kind = interpolate(tables.tokens, tables.hidden_s, computed)
     features["hidden"] = by_kind[kind, np.arange(schedule.steps)]

@@ -47,7 +47,7 @@ def _price(
     decoding, prefilled, running, waiting, held = 0, 0, 0, 0, 0
     for lane in range(rules.lanes):
         begin = first + lane * rules.groups
-        tokens, sampled, sequences, kind = 0, 0, 0, 0
+        tokens, together, sampled, sequences, kind = 0, 0, 0, 0, 0
         for g in range(begin, begin + rules.groups):
             kind = max(kind, min(1, groups.at[g].step_chunks))
         slowest_s, deciding, deciding_context = -1.0, begin, 0
@@ -62,6 +62,7 @@ def _price(
                 done += chunks[place, 3]
             rows = decode * (1 + rules.draft)
             tokens = max(tokens, rows + new)
+            together += rows + new
             sampled = max(sampled, rows + done)
             sequences = max(sequences, decode + chunks.shape[0])
             context = groups.at[g].base_sum + decode * groups.at[g].clock if decode else 0
@@ -75,15 +76,17 @@ def _price(
             held += groups.at[g].held
         if tokens == 0:
             continue
-        step_s = slowest_s + costs.token_s[kind, tokens] + costs.sampled_s[kind, sampled]
-        step_s += costs.sequence_s * sequences
+        # A graph pads all groups to one size; prompts are gathered as they are.
+        shared = tokens if kind == 0 else -(-together // rules.groups)
+        step_s = slowest_s + costs.token_s[kind, tokens] + costs.shared_s[kind, shared]
+        step_s += costs.sampled_s[kind, sampled] + costs.sequence_s * sequences
         if step_s > longest_s * LONGER:
             longest_s = step_s
             step = log.steps[row]
             step[0], step[1], step[2] = w, kind, tokens
             step[3], step[4] = groups.at[deciding].step_decoding, deciding_context
             step[5], step[6] = groups.at[deciding].step_chunk, groups.at[deciding].step_chunks
-            step[7], step[8] = sampled, sequences
+            step[7], step[8], step[14] = sampled, sequences, shared
     if longest_s < 0:
         return
     step = log.steps[row]

@@ -25,6 +25,7 @@ STEP_FIELDS = (
     "running",
     "waiting",
     "kv_blocks",
+    "shared_tokens",
 )
 """Columns of the log of steps."""
 
@@ -51,6 +52,8 @@ class Schedule:
         running: [S] requests at work in the worker's groups.
         waiting: [S] requests in their queues.
         kv_blocks: [S] blocks held in all its groups.
+        shared_tokens: [S] new tokens that a group stands for where all groups' tokens meet: their
+            mean in steps with prompts; those of the busiest in others, whose graph pads all.
         start_s: [S].
         duration_s: [S].
         chunk_request: [C] chunks of all groups, in the order of their steps.
@@ -87,6 +90,7 @@ class Schedule:
     running: np.ndarray
     waiting: np.ndarray
     kv_blocks: np.ndarray
+    shared_tokens: np.ndarray
     start_s: np.ndarray
     duration_s: np.ndarray
     chunk_request: np.ndarray

@@ -61,6 +61,8 @@ class Costs(NamedTuple):
 
     token_s: np.ndarray
     """[2, N] by new tokens of the busiest group, padded to the next CUDA graph."""
+    shared_s: np.ndarray
+    """[2, N] by new tokens that every group brings where the tokens of all groups meet."""
     sampled_s: np.ndarray
     """[2, M] by sampled rows."""
     sequence_s: float

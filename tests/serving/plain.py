@@ -237,9 +237,11 @@ def lane_seconds(pool, lane):
     deciding = slowest([load[3] for load in loads])
     attention_s = loads[deciding][3]
     computed = padded(pool, tokens) if kind == 0 else tokens
+    together = computed if kind == 0 else -(-sum(load[0] for load in loads) // len(lane))
     seconds = attention_s + fit.step_host_s[kind] + fit.kernel_host_s * t.kernels[kind]
     for row, component in enumerate(t.components):
-        seconds += fit.weight(component)[kind] * line(t.tokens, t.token_s[kind][row], computed)
+        at = together if component in ("experts", "collective", "dispatch") else computed
+        seconds += fit.weight(component)[kind] * line(t.tokens, t.token_s[kind][row], at)
     seconds -= line(t.tokens, t.hidden_s[kind], computed)
     if sampled:
         seconds += fit.weight("sampled")[kind] * line(t.tokens, t.sampled_s, sampled)
