@@ -63,11 +63,6 @@ class Recipe:
     first_day: str
     last_day: str
 
-    @property
-    def workers(self) -> tuple[object, ...]:
-        """Layouts and numbers of workers."""
-        return self.prefill, self.decode
-
 
 class Limit(Document):
     """The larger of a number and a sum over a run's lengths and concurrency."""
@@ -132,8 +127,8 @@ _Key = tuple[str, str, str, str, int, int, int, bool]
 
 
 @cache
-def shipped_recipes() -> Mapping[_Key, tuple[Recipe, ...]]:
-    """Recipes by engine, system, model, precision, lengths, concurrency, and one pool or two."""
+def shipped_recipes() -> Mapping[_Key, Sequence[tuple[str, Recipe]]]:
+    """Images and recipes by what a run states of itself."""
     text = read_text(profiles_folder() / "harness" / "inferencex_recipes.csv")
     found: dict[_Key, list[tuple[str, Recipe]]] = defaultdict(list)
     for row in csv.DictReader(StringIO(text)):
@@ -145,12 +140,12 @@ def shipped_recipes() -> Mapping[_Key, tuple[Recipe, ...]]:
             row["last_day"],
         )
         for concurrency in row["concurrency"].split():
-            key = (
+            key: _Key = (
                 *(row["engine"], row["system"], row["model"], row["precision"]),
                 *(int(row["isl"]), int(row["osl"]), int(concurrency), bool(row["prefill"])),
             )
             found[key].append((row["image"], recipe))
-    return found  # type: ignore[return-value]
+    return found
 
 
 @cache
@@ -160,10 +155,10 @@ def shipped_flags() -> tuple[EngineFlags, ...]:
 
 
 def _parsed(text: str) -> tuple[int, RunLayout]:
-    match = re.fullmatch(r"(\d+)xtp(\d+)ep(\d+)(dp)?", text)
-    assert match is not None, text
-    workers, devices, ep = (int(match[part]) for part in (1, 2, 3))
-    tp, dp = (1, devices) if match[4] else (devices, 1)
+    count, _, sizes = text.partition("xtp")
+    first, _, rest = sizes.partition("ep")
+    workers, devices, ep = int(count), int(first), int(rest.removesuffix("dp"))
+    tp, dp = (1, devices) if rest.endswith("dp") else (devices, 1)
     return workers, RunLayout(tp, dp, max(1, devices // ep), min(ep, devices), 1, "recipe")
 
 
@@ -188,16 +183,15 @@ def complete_run(run: MeasuredRun) -> MeasuredRun:
     run = replace(run, flags=_flags_of(run, model))
     if not recipes or run.mode == "agg" or run.setup == "stated":
         return run
-    layouts = dict.fromkeys(recipe.workers for recipe in recipes)
-    first = recipes[0]
-    assert first.prefill is not None
+    layouts = dict.fromkeys((recipe.prefill or (0, None), recipe.decode) for recipe in recipes)
+    (prefill_workers, prefill), (workers, layout) = next(iter(layouts))
     setup: Setup = "recipe" if len(layouts) == 1 else "recipes"
     return replace(
         run,
-        prefill_workers=first.prefill[0],
-        prefill=first.prefill[1],
-        workers=first.decode[0],
-        layout=first.decode[1],
+        prefill_workers=prefill_workers,
+        prefill=prefill,
+        workers=workers,
+        layout=layout,
         setup=setup,
     )
 
@@ -205,11 +199,12 @@ def complete_run(run: MeasuredRun) -> MeasuredRun:
 def _recipes_of(run: MeasuredRun, model: str) -> list[Recipe]:
     """Recipes that a run may be of, those in force when it was measured before others."""
     system = run.system.split("_")[0]
-    key = (
-        *(run.engine, system, model, run.precision, run.isl, run.osl, run.concurrency),
-        run.mode == "disagg",
+    split = run.mode == "disagg"
+    key: _Key = (
+        *(run.engine, system, model, run.precision),
+        *(run.isl, run.osl, run.concurrency, split),
     )
-    named = shipped_recipes().get(key, ())  # type: ignore[call-overload]
+    named = shipped_recipes().get(key, ())
     same = [recipe for image, recipe in named if image == run.image and _fits(run, recipe)]
     in_force = [one for one in same if one.first_day <= run.date <= one.last_day]
     return in_force or same

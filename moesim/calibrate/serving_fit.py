@@ -1,43 +1,26 @@
-"""Coefficients of serving: what kernels alone do not say of an engine's steps.
-
-One set per engine, family of systems and mode (one pool, or prefill and decode workers), shared by
-all models. In three layers, each reported apart:
-
-1. Weights of kernel times and seconds of host time per step, sequence, token and kernel, fitted to
-   the logarithm of TPOT. They are drawn towards what all engines have in common, and that towards
-   kernels as they were measured (weights 1).
-2. Releases that draft: where runs of a model with layers for speculative decoding take much less
-   than their kernels do, the release (engine version and date) is marked, and its runs share one
-   factor.
-3. A smooth residual over sizes and shares of time (:mod:`moesim.calibrate.smooth_residual`), which
-   vanishes far from every measured run.
-"""
+"""Fit the coefficients of :mod:`moesim.calibrate.serving_model` to measured runs."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache, cached_property
-from typing import ClassVar
 
 import numpy as np
-from pydantic import Field
 
-from moesim.calibrate.serving_setups import (
-    DESCRIPTORS,
-    HOST_PARTS,
-    SPLIT_DESCRIPTORS,
-    TIME_PARTS,
-    RunParts,
+from moesim.calibrate.serving_model import GroupFit, ServingModel
+from moesim.calibrate.serving_setups import DESCRIPTORS, HOST_PARTS, TIME_PARTS, RunParts
+from moesim.calibrate.serving_terms import (
+    TTFT_PARTS,
+    release_of,
+    residual_points,
+    stacked,
+    ttft_parts,
 )
-from moesim.calibrate.smooth_residual import SmoothResidual, fit_residual
+from moesim.calibrate.smooth_residual import fit_residual
 from moesim.extras import require
-from moesim.hardware import profiles_folder
-from moesim.schema import Document, Evidence
-from moesim.serving.coefficients import ServingCoefficients, family_of
+from moesim.serving.coefficients import family_of
 
-__all__ = ["GroupFit", "ServingModel", "fit_serving", "shipped_serving", "step_coefficients"]
+__all__ = ["fit_serving"]
 
 HOST_UNITS_S = (1e-3, 1e-3, 1e-5, 1e-6, 1e-6)
 """By host part, what a unit of it may take about; fits start below and are drawn there."""
@@ -45,15 +28,18 @@ HOST_UNITS_S = (1e-3, 1e-3, 1e-5, 1e-6, 1e-6)
 SOFT_FROM = 0.08
 """Errors beyond 8 % count linearly: that is the noise between repeats of a run."""
 
-WEIGHT_SPREAD = (0.3, 0.25, 0.25)
+WEIGHT_SPREAD = (0.03, 0.1, 0.1)
 """How far weights lie from 1 in common, an engine from all, and a family from its engine, in
-logarithms; chosen by cross-validation by configuration."""
-HOST_SPREAD = 3.0
-"""By how much more host times may differ."""
+logarithms; chosen by leaving out one model after the other."""
+HOST_SPREAD = 30.0
+"""By how much more host times may differ: no table says them."""
 
 DRAFTS_BELOW = -0.25
 """Median logarithm of measured over predicted from which a release is taken to draft: drafting
 gains 1.4 times and more (DeepSeek-V3, arXiv 2412.19437, section 5.4.3: 1.8 times)."""
+
+DRAFTING_LOG = -0.588
+"""The logarithm of those 1.8 times, where none of a group's runs drafted."""
 
 LEAST_ROWS = 15
 """A group with fewer rows takes a wider one's coefficients."""
@@ -73,206 +59,33 @@ LENGTHS = {
     "dense": 2.0,
     "months": 4.0,
     "split": 1.0,
+    "log layers": 0.3,
+    "log hidden size": 0.3,
+    "log experts": 0.3,
+    "log expert width": 0.3,
     "log prefill devices": 2.0,
     "log prefill groups": 2.0,
     "log decode workers": 2.0,
     "log lateness": 2.0,
 }
-"""Of the residual's descriptors; 3 where none is named. Chosen by cross-validation."""
-TTFT_LENGTHS = (
-    LENGTHS | {"log osl": 1.5} | {name: 1.0 for name in DESCRIPTORS[-SPLIT_DESCRIPTORS:]}
-)
-"""Waiting changes faster with them."""
+"""Of the residual's descriptors; 3 where none is named. Chosen by cross-validation. What is short
+of a model's shape keeps a residual among models that are built alike."""
+TTFT_LENGTHS = LENGTHS | {
+    "log osl": 1.5,
+    "log prefill devices": 1.0,
+    "log prefill groups": 1.0,
+    "log decode workers": 1.0,
+    "log lateness": 0.5,
+}
+"""Waiting changes faster with what it is made of."""
 
 TPOT_RESIDUAL = {"amplitude": 0.25, "noise": 0.05, "outlier": 0.12}
 TTFT_RESIDUAL = {"amplitude": 0.6, "noise": 0.12, "outlier": 0.25}
-TTFT_PARTS = ("kernels", "request", "input_token", "tpot", "slot", "poll", "queue")
-"""Seconds of kernels until the first token, and of host time per request, per input token, per
-output-token time (an engine looks for new requests every few steps), per slot of the loop, per
-output-token times between two looks where a launch script sets them, and of waiting for prefill
-workers."""
 TTFT_START = (1.0, 0.03, 3e-6, 3.0, 0.01, 0.5, 1.0)
 TTFT_SPREAD = (0.3, 2.0, 2.0, 2.0, 2.0, 0.5, 0.5)
 
 SERVICE = (0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.3)
 """Factors of service that are tried: what waits for it depends on it with a kink."""
-
-BURST_SHARE = 0.1
-"""Of a benchmark's requests, those of the first burst: it sends ten times its concurrency."""
-
-
-@dataclass(frozen=True)
-class Predicted:
-    """TPOT and TTFT of a run with the ends of their 80 % intervals, in seconds."""
-
-    tpot_s: float
-    tpot_lo_s: float
-    tpot_hi_s: float
-    ttft_s: float
-    ttft_lo_s: float
-    ttft_hi_s: float
-    drafts: bool
-
-
-class GroupFit(Document):
-    """Coefficients of an engine on a family of systems, in one mode.
-
-    Attributes:
-        engine: The engine; ``any`` for all.
-        family: ``hopper``, ``blackwell`` or ``any``.
-        mode: ``agg`` or ``disagg``.
-        rows: Fitted.
-        systems: Fitted on.
-        weights: By :data:`TIME_PARTS`.
-        host_s: Seconds by unit of :data:`HOST_PARTS`.
-        ttft: By :data:`TTFT_PARTS`.
-        service: Factor on the kernels of prefill workers that are full.
-        drafting: Releases that draft.
-        drafting_log: Logarithm of the factor that they share.
-        tpot_band: Ends of the 80 % interval of the physics alone, as factors.
-        ttft_band: The same of TTFT.
-        points: [N, D] where the residuals' rows lie: descriptors, drafting, systems.
-        tpot_residual: On top of the weights; None in groups that stand in for others.
-        ttft_residual: The same of TTFT.
-    """
-
-    engine: str
-    family: str
-    mode: str
-    rows: int
-    systems: tuple[str, ...]
-    weights: dict[str, float]
-    host_s: dict[str, float]
-    ttft: dict[str, float]
-    service: float
-    drafting: tuple[str, ...]
-    drafting_log: float
-    tpot_band: tuple[float, float]
-    ttft_band: tuple[float, float]
-    points: tuple[tuple[float, ...], ...] = ()
-    tpot_residual: SmoothResidual | None = None
-    ttft_residual: SmoothResidual | None = None
-
-    @cached_property
-    def _coefficients(self) -> np.ndarray:
-        times = [self.weights[name] for name in TIME_PARTS]
-        return np.array(times + [self.host_s[name] for name in HOST_PARTS])
-
-    def drafts(self, run: RunParts) -> bool:
-        """Whether a run drafts, by what is known of it or of its release."""
-        if run.run.drafting is not None:
-            return run.run.drafting
-        return release_of(run) in self.drafting
-
-    def predict(
-        self,
-        runs: Sequence[RunParts],
-        residual: bool = True,
-        drafting: Sequence[bool] | None = None,
-    ) -> list[Predicted]:
-        """TPOT and TTFT with their intervals.
-
-        Args:
-            runs: Of the group's engine.
-            residual: Whether the smooth residual sits on top.
-            drafting: By run, instead of what is known.
-        """
-        drafting = [self.drafts(run) for run in runs] if drafting is None else drafting
-        marks = np.array(drafting, float)
-        points = _points(runs, marks, self.systems)
-        tpot = _stack(runs, "tpot") @ self._coefficients * np.exp(self.drafting_log * marks)
-        parts = _ttft_parts(runs, tpot, self.service)
-        ttft = parts @ np.array([self.ttft[name] for name in TTFT_PARTS])
-        found = []
-        for physics, process, band in (
-            (tpot, self.tpot_residual, self.tpot_band),
-            (ttft, self.ttft_residual, self.ttft_band),
-        ):
-            if residual and process is not None:
-                mean, half = process.predict(np.array(self.points), points)
-                middle = physics * np.exp(mean)
-                found += [middle, middle * np.exp(-half), middle * np.exp(half)]
-            else:
-                found += [physics, physics * band[0], physics * band[1]]
-        columns = zip(*(column.tolist() for column in found), strict=True)
-        return [
-            Predicted(tpot, tpot_lo, tpot_hi, ttft, ttft_lo, ttft_hi, bool(mark))
-            for (tpot, tpot_lo, tpot_hi, ttft, ttft_lo, ttft_hi), mark in zip(
-                columns, marks, strict=True
-            )
-        ]
-
-
-class ServingModel(Document):
-    """All groups, and what they were fitted to."""
-
-    schema_id: ClassVar[str] = "moesim.serving-fit/1"
-
-    source: str
-    rows: int
-    date: str
-    command: str
-    notes: tuple[str, ...] = ()
-    groups: tuple[GroupFit, ...] = Field(min_length=1)
-
-    def find(self, engine: str, family: str, mode: str) -> GroupFit:
-        """The group of a run, or the widest that says something of it."""
-        for wanted in ((engine, family, mode), (engine, "any", mode), ("any", "any", mode)):
-            for group in self.groups:
-                if (group.engine, group.family, group.mode) == wanted:
-                    return group
-        return self.groups[-1]
-
-
-def step_coefficients(model: ServingModel) -> tuple[ServingCoefficients, ...]:
-    """What the simulation of one pool takes of a fit: the physics, without residuals."""
-    return tuple(
-        ServingCoefficients(
-            engine="" if group.engine == "any" else group.engine,
-            family="" if group.family == "any" else group.family,
-            systems=group.systems,
-            weights=_by_kind(group.weights),
-            step_host_s=(group.host_s["steps.decode"], group.host_s["steps.prefill"]),
-            sequence_host_s=group.host_s["sequences"],
-            token_host_s=group.host_s["tokens"],
-            kernel_host_s=group.host_s["kernels"],
-            request_host_s=group.ttft["request"],
-            tpot_band=group.tpot_band,
-            ttft_band=group.ttft_band,
-            evidence=Evidence.FITTED,
-        )
-        for group in model.groups
-        if group.mode == "agg"
-    )
-
-
-def _by_kind(weights: dict[str, float]) -> dict[str, tuple[float, float]]:
-    """By component, factors in decode-only steps and in steps with prefill."""
-    names = dict.fromkeys(name.partition(".")[0] for name in TIME_PARTS)
-    return {
-        name: (
-            weights.get(f"{name}.decode", weights.get(name, 1.0)),
-            weights.get(f"{name}.prefill", weights.get(name, 1.0)),
-        )
-        for name in names
-    }
-
-
-@cache
-def shipped_serving() -> ServingModel:
-    """The fit that comes with moesim."""
-    return ServingModel.load(profiles_folder() / "fitted" / "serving.json")
-
-
-def release_of(run: RunParts) -> str:
-    """What a run shares with others of one engine version and one day; empty if it cannot draft.
-
-    Runs with prefill and decode workers change between drafting and not within a day.
-    """
-    of = run.run
-    if not run.drafts or of.mode == "disagg":
-        return ""
-    return f"{of.engine} {of.version or 'unknown'} {of.date or 'undated'}"
 
 
 def fit_serving(
@@ -319,13 +132,9 @@ def _prior() -> np.ndarray:
     return np.log([*(1.0 for _ in TIME_PARTS), *(unit / np.e for unit in HOST_UNITS_S)])
 
 
-def _stack(runs: Sequence[RunParts], name: str) -> np.ndarray:
-    return np.array([getattr(run, name) for run in runs])
-
-
 def _weights(runs: Sequence[RunParts], prior: np.ndarray, level: int) -> np.ndarray:
     """[P] logarithms of coefficients, fitted to runs that do not draft."""
-    parts, measured = _stack(runs, "tpot"), np.array([run.run.tpot_s for run in runs])
+    parts, measured = stacked(runs, "tpot"), np.array([run.run.tpot_s for run in runs])
     spread = np.full(len(prior), WEIGHT_SPREAD[level])
     spread[len(TIME_PARTS) :] *= HOST_SPREAD
     found = _fit(parts, measured, prior, spread, SOFT_FROM)
@@ -380,47 +189,17 @@ def _drafting_marks(runs: Sequence[RunParts], left: np.ndarray) -> np.ndarray:
     return marks
 
 
-def _ttft_parts(runs: Sequence[RunParts], tpot_s: np.ndarray, service: float) -> np.ndarray:
-    """[N, TTFT_PARTS], where prefill workers need so much of their kernels' time per prompt."""
-    kernels = _stack(runs, "ttft")[:, : len(TIME_PARTS)].sum(axis=1)
-    prompts, output, slots = (
-        np.array([float(getattr(run.run, name)) for run in runs])
-        for name in ("isl", "osl", "concurrency")
-    )
-    poll = np.array([run.run.flags.poll_steps - 1.0 if run.run.flags else 0.0 for run in runs])
-    # With prefill workers: the first burst waits for half of itself. Later requests come as they
-    # were served, unless all requests take longer to prefill than one takes to decode.
-    servers = np.array([float(run.servers) for run in runs])
-    split = servers > 0
-    service_s = service * np.array([run.service_s for run in runs])
-    through = np.where(split, slots * service_s / np.maximum(servers, 1.0), 0.0)
-    late = np.maximum(0.0, through - output * tpot_s)
-    queue = BURST_SHARE * through / 2 + (1 - BURST_SHARE) * np.where(split, late, 0.0)
-    ones = np.ones(len(runs))
-    columns = [kernels, ones, prompts, tpot_s, slots * tpot_s, poll * tpot_s, queue]
-    return np.stack(columns, axis=1)
-
-
 def _ttft_fit(
     runs: Sequence[RunParts], measured: np.ndarray, tpot_s: np.ndarray
 ) -> tuple[np.ndarray, float, np.ndarray]:
     """Coefficients of :data:`TTFT_PARTS`, the factor of service, and logarithms left over."""
-    best = None
+    tried = []
     for service in SERVICE if any(run.servers for run in runs) else (1.0,):
-        parts = _ttft_parts(runs, tpot_s, service)
+        parts = ttft_parts(runs, tpot_s, service)
         logs = _fit(parts, measured, np.log(TTFT_START), np.array(TTFT_SPREAD), 3 * SOFT_FROM)
         left = np.log(measured / (parts @ np.exp(logs)))
-        loss = float(np.abs(left).mean())
-        if best is None or loss < best[0]:
-            best = loss, np.exp(logs), service, left
-    assert best is not None
-    return best[1:]
-
-
-def _points(runs: Sequence[RunParts], marks: np.ndarray, systems: Sequence[str]) -> np.ndarray:
-    """[N, D] where the residual's rows lie: drafting and system are far from anything else."""
-    own = np.array([[float(run.run.system == name) for name in systems] for run in runs])
-    return np.concatenate([_stack(runs, "descriptors"), 4 * marks[:, None], own], axis=1)
+        tried.append((float(np.abs(left).mean()), np.exp(logs), service, left))
+    return min(tried, key=lambda one: one[0])[1:]
 
 
 def _group(
@@ -436,13 +215,13 @@ def _group(
         np.array([getattr(run.run, name) for run in runs]) for name in ("tpot_s", "ttft_s")
     )
     coefficients = np.exp(logs)
-    physics = _stack(runs, "tpot") @ coefficients
+    physics = stacked(runs, "tpot") @ coefficients
     left = np.log(tpot_s / physics)
     marks = _drafting_marks(runs, left)
-    gain = float(np.median(left[marks > 0])) if marks.any() else 0.0
+    gain = float(np.median(left[marks > 0])) if marks.any() else DRAFTING_LOG
     left = left - gain * marks
     systems = tuple(sorted({run.run.system for run in runs}))
-    points = np.round(_points(runs, marks, systems), 3)
+    points = np.round(residual_points(runs, marks, systems), 3)
     names = (*DESCRIPTORS, "drafting", *systems)
     lengths, ttft_lengths = (
         np.array([of.get(name, 1.0 if name in systems else 3.0) for name in names])
@@ -450,6 +229,13 @@ def _group(
     )
     ttft, service, ttft_left = _ttft_fit(runs, ttft_s, physics * np.exp(gain * marks))
     together = [run.run.configuration for run in runs]
+    residuals = [
+        fit_residual(points, values, of, together=together, **settings) if alone else None
+        for values, of, settings in (
+            (left, lengths, TPOT_RESIDUAL),
+            (ttft_left, ttft_lengths, TTFT_RESIDUAL),
+        )
+    ]
     return GroupFit(
         engine=engine,
         family=family,
@@ -465,12 +251,8 @@ def _group(
         tpot_band=_band(left),
         ttft_band=_band(ttft_left),
         points=tuple(map(tuple, points.tolist())) if alone else (),
-        tpot_residual=fit_residual(points, left, lengths, together=together, **TPOT_RESIDUAL)
-        if alone
-        else None,
-        ttft_residual=fit_residual(points, ttft_left, ttft_lengths, together=together, **TTFT_RESIDUAL)
-        if alone
-        else None,
+        tpot_residual=residuals[0],
+        ttft_residual=residuals[1],
     )
 
 

@@ -12,7 +12,8 @@ from typing import Literal
 import numpy as np
 
 from moesim.calibrate.harness import complete_runs
-from moesim.calibrate.serving_fit import Predicted, ServingModel, fit_serving
+from moesim.calibrate.serving_fit import fit_serving
+from moesim.calibrate.serving_model import Predicted, ServingModel
 from moesim.calibrate.serving_rows import MeasuredRun, Refused
 from moesim.calibrate.serving_setups import RunParts, describe_run
 from moesim.serving.coefficients import family_of
@@ -102,6 +103,16 @@ def judged_by_residual(run: RunParts) -> bool:
     return run.drafts and run.run.mode == "disagg" and run.run.drafting is None
 
 
+def open_layout(run: RunParts) -> bool:
+    """Whether numbers of workers are assumed, or those of one of several recipes."""
+    return run.run.setup in ("assumed", "recipes")
+
+
+def known_setup(run: RunParts) -> bool:
+    """Whether nothing of a run's set-up is assumed or told by its own measurement."""
+    return not judged_by_residual(run) and not open_layout(run)
+
+
 def held_out(
     runs: Sequence[RunParts],
     parts: Sequence[object],
@@ -114,7 +125,7 @@ def held_out(
     Args:
         runs: Measured.
         parts: By run, which part it belongs to.
-        residual: See :meth:`~moesim.calibrate.serving_fit.GroupFit.predict`.
+        residual: See :meth:`~moesim.calibrate.serving_model.GroupFit.predict`.
         say: Told which part is fitted.
     """
     found: list[Predicted | None] = [None] * len(runs)
@@ -153,6 +164,15 @@ CLASSES: tuple[tuple[str, Quantity, str, bool | None, dict[str, float]], ...] = 
 """Name, quantity, mode, dense or not, and the goals for shares of error."""
 
 
+PARTS: tuple[tuple[str, Callable[[Scored], bool]], ...] = (
+    ("runs that do not draft", lambda one: not one.predicted.drafts),
+    ("set-up known beside the measurement", lambda one: known_setup(one.parts)),
+    ("drafting told by the measured time", lambda one: judged_by_residual(one.parts)),
+    ("layout assumed, or one of several", lambda one: open_layout(one.parts)),
+)
+"""What is counted apart within a class as well."""
+
+
 def score_lines(scored: Sequence[Scored]) -> list[dict[str, object]]:
     """Errors by class of runs, by engine and system within, and by model."""
     lines = []
@@ -167,9 +187,11 @@ def score_lines(scored: Sequence[Scored]) -> list[dict[str, object]]:
         line = _line(name, quantity, own)
         line["goals"] = goals
         line["ok"] = all(float(str(line[key])) <= limit for key, limit in goals.items())
-        plain = [one for one in own if not one.predicted.drafts]
-        if len(plain) < len(own):
-            line["without_drafting"] = _line(name, quantity, plain)
+        line["parts"] = [
+            _line(title, quantity, part)
+            for title, of in PARTS
+            if 0 < len(part := [one for one in own if of(one)]) < len(own)
+        ]
         line["by"] = [
             _line(key, quantity, [one for one in own if _names(one, which) == key])
             for which in ("engine and system", "model")

@@ -98,9 +98,10 @@ def _curve(candidate: Candidate, question: Question, prefills: bool) -> Curve | 
     # Chunks of one group per step, over the steps of a request: the mean, not the busiest group.
     each = concurrency / (pool.groups * pool.lanes) * chunks / max(question.osl, 1)
     together = np.minimum(1 + np.floor((room - chunk) / chunk), np.maximum(each, 1.0))
-    share = 1 - (1 - np.minimum(each / np.maximum(together, 1), 1.0)) ** pool.groups
+    one = np.minimum(each / np.maximum(together, 1), 1.0)
+    share = 1 - (1 - one) ** pool.groups
     beside = 0 * own if first else own
-    chunk_s = _prefill_s(costs, beside, chunk, np.maximum(together, 1), question)
+    chunk_s = _prefill_s(costs, beside, chunk, np.maximum(together, 1), question, one / share)
     tpot_s = decode_s + share * chunk_s if first else (1 - share) * decode_s + share * chunk_s
     wait_s = (1 - share) * decode_s / 2 + share * chunk_s / 2
     ttft_s = wait_s + chunks * chunk_s + pool.coefficients.request_host_s
@@ -132,16 +133,30 @@ def _decode_s(costs: Costs, own: np.ndarray, question: Question) -> np.ndarray:
         costs.decode_sequences, costs.decode_context, costs.decode_s[0], own, context
     )
     found: np.ndarray = (
-        costs.token_s[0, rows] + costs.sampled_s[0, rows] + costs.sequence_s * own + attention
+        costs.token_s[0, rows]
+        + costs.shared_s[0, rows]
+        + costs.sampled_s[0, rows]
+        + costs.sequence_s * own
+        + attention
     )
     return found
 
 
 def _prefill_s(
-    costs: Costs, decoding: np.ndarray, chunk: int, together: np.ndarray, question: Question
+    costs: Costs,
+    decoding: np.ndarray,
+    chunk: int,
+    together: np.ndarray,
+    question: Question,
+    busy: np.ndarray | float = 1.0,
 ) -> np.ndarray:
-    """[N] seconds of a step with chunks of prompts beside so many decoding sequences."""
-    tokens = np.minimum(decoding + chunk * together, costs.token_s.shape[1] - 1).astype(np.int64)
+    """[N] seconds of a step with chunks of prompts beside so many decoding sequences.
+
+    ``busy`` is the share of the worker's groups that have chunks in such a step.
+    """
+    most = costs.token_s.shape[1] - 1
+    tokens = np.minimum(decoding + chunk * together, most).astype(np.int64)
+    shared = np.minimum(np.ceil(decoding + chunk * together * busy), most).astype(np.int64)
     past = np.full(decoding.shape, max(0, question.isl - chunk) / 2)
     attention = together * interpolate_plane(
         costs.chunk_tokens, costs.chunk_past, costs.chunk_s, np.full(decoding.shape, chunk), past
@@ -154,6 +169,7 @@ def _prefill_s(
     sampled = np.minimum(decoding + together, costs.token_s.shape[1] - 1).astype(np.int64)
     found: np.ndarray = (
         costs.token_s[1, tokens]
+        + costs.shared_s[1, shared]
         + costs.sampled_s[1, sampled]
         + costs.sequence_s * (decoding + together)
         + attention

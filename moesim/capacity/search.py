@@ -178,6 +178,9 @@ def _replicas(
 
 def _workers(candidates: list[Candidate], question: Question, costs: Costs) -> list[Option]:
     """Prefill workers beside decode workers, rates matched."""
+    # Each kind must leave devices for the other.
+    most = question.max_devices - min((c.devices for c in candidates), default=0)
+    candidates = [candidate for candidate in candidates if candidate.devices <= most]
     firsts = []
     for candidate in candidates:
         rate, alone_s = prefill_rate(candidate, question)

@@ -164,7 +164,8 @@ def _fit_devices(
 
 def _fit_serving(data: Path, date: str, out: Path, console: Console) -> tuple[dict[str, Any], str]:
     """Coefficients of engines' steps from measured serving runs."""
-    from moesim.calibrate.serving_fit import fit_serving, step_coefficients
+    from moesim.calibrate.serving_fit import fit_serving
+    from moesim.calibrate.serving_model import step_coefficients
     from moesim.calibrate.serving_rows import read_runs
     from moesim.calibrate.serving_score import describe_runs
     from moesim.safe_io import write_json

@@ -11,7 +11,7 @@ from moesim.cli.console import Console, JsonOption, OutOption, QuietOption, Seed
 from moesim.errors import ToleranceError, UsageError
 
 if TYPE_CHECKING:
-    from moesim.calibrate.serving_fit import Predicted
+    from moesim.calibrate.serving_model import Predicted
     from moesim.calibrate.serving_setups import RunParts
     from moesim.reports.validation import ValidationRow
 
@@ -48,7 +48,7 @@ def serving(
     is missed.
     """
     import moesim
-    from moesim.calibrate.serving_fit import shipped_serving
+    from moesim.calibrate.serving_model import shipped_serving
     from moesim.calibrate.serving_rows import read_runs
     from moesim.calibrate.serving_score import (
         Scored,
@@ -93,12 +93,9 @@ def serving(
         "summary": _summary(rows, scored, len(read) + len(refused) - len(also)),
         "classes": lines,
         "flagged": [
-            {
-                "id": one.parts.run.id,
-                "reason": "its release takes less than its kernels do: speculative decoding",
-            }
+            {"id": one.parts.run.id, "reason": reason}
             for one in scored
-            if one.predicted.drafts
+            if (reason := _flag(one.parts, one.predicted))
         ],
         "far_off": [
             {"id": one.parts.run.id, "tpot_error": one.error("tpot")}
@@ -118,6 +115,24 @@ def serving(
     if missed:
         console.say(f"moesim: missed: {'; '.join(missed)}")
         raise typer.Exit(ToleranceError.exit_code)
+
+
+def _flag(parts: RunParts, predicted: Predicted) -> str:
+    """Why a run is counted apart as well; empty if it is not."""
+    from moesim.calibrate.serving_score import judged_by_residual, open_layout
+
+    reasons = []
+    if judged_by_residual(parts):
+        drafted = "drafted" if predicted.drafts else "did not draft"
+        reasons.append(f"its recipes draft and do not; its measured time says that it {drafted}")
+    elif predicted.drafts and parts.run.drafting:
+        reasons.append("speculative decoding, by its recipe")
+    elif predicted.drafts:
+        reasons.append("speculative decoding: its release takes less than its kernels do")
+    if open_layout(parts):
+        several = parts.run.setup == "recipes"
+        reasons.append("workers of one of several recipes" if several else "workers are assumed")
+    return "; ".join(reasons)
 
 
 FAR_OFF = 0.5
@@ -180,8 +195,7 @@ def _text(result: dict[str, Any]) -> str:
             for key, limit in line["goals"].items()
         )
         lines.append(_cells(line["name"], line) + f"  {goals}")
-        if "without_drafting" in line:
-            lines.append(_cells("  without releases that draft", line["without_drafting"]))
+        lines += [_cells(f"  {one['name']}", one) for one in line["parts"]]
         lines += [_cells(f"  {one['name']}", one) for one in line["by"]]
     noise = result["repeat_noise"]
     if noise["n"]:
@@ -190,8 +204,8 @@ def _text(result: dict[str, Any]) -> str:
             f"(mean), {noise['worst']:.0%} (worst) from their middle, {noise['n']} runs"
         )
     lines.append(
-        f"{len(result['flagged'])} runs of releases that draft; {len(result['far_off'])} runs off "
-        f"by more than {FAR_OFF:.0%} (--json names them)"
+        f"{len(result['flagged'])} runs are flagged as drafting or of an open set-up; "
+        f"{len(result['far_off'])} are off by more than {FAR_OFF:.0%} (--json names them)"
     )
     return "\n".join(lines)
 

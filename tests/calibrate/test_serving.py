@@ -6,7 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from moesim.calibrate.serving_fit import fit_serving, shipped_serving, step_coefficients
+from moesim.calibrate.serving_fit import fit_serving
+from moesim.calibrate.serving_model import shipped_serving, step_coefficients
 from moesim.calibrate.serving_rows import read_runs
 from moesim.calibrate.serving_score import (
     Scored,
@@ -16,7 +17,7 @@ from moesim.calibrate.serving_score import (
     predict_runs,
     score_lines,
 )
-from moesim.calibrate.serving_setups import HOST_PARTS, TIME_PARTS, RunParts
+from moesim.calibrate.serving_setups import DESCRIPTORS, HOST_PARTS, TIME_PARTS, RunParts
 from moesim.calibrate.smooth_residual import fit_residual
 from moesim.cli.app import app
 from moesim.cli.console import run
@@ -168,7 +169,9 @@ def synthetic(count, weights, seed=0, factor=1.0, date="2026-01-01", drafts=Fals
         tpot = factor * float(parts[: len(TIME_PARTS)] @ weights)
         tpot *= float(np.exp(noise * rng.standard_normal()))
         measured = row.__class__(**{**vars(row), "tpot_s": tpot, "ttft_s": 10 * tpot})
-        made.append(RunParts(measured, parts, 8 * parts, rng.uniform(0, 3, 19), drafts))
+        made.append(
+            RunParts(measured, parts, 8 * parts, rng.uniform(0, 3, len(DESCRIPTORS)), drafts)
+        )
     return made
 
 
