@@ -7,6 +7,7 @@ figures' units, from general models and a set-up that the module states.
 from __future__ import annotations
 
 PAPERS: dict[str, str] = {
+    "deepseek-serving": "moesim.reports.paper_figures.deepseek_serving",
     "deepseek-insights": "moesim.reports.paper_figures.deepseek_insights",
     "edge-moe": "moesim.reports.paper_figures.edge_moe",
     "transforms": "moesim.reports.paper_figures.transforms",
