@@ -10,6 +10,7 @@ PAPERS: dict[str, str] = {
     "deepseek-serving": "moesim.reports.paper_figures.deepseek_serving",
     "deepseek-insights": "moesim.reports.paper_figures.deepseek_insights",
     "edge-moe": "moesim.reports.paper_figures.edge_moe",
+    "sglang-96-h100": "moesim.reports.paper_figures.sglang_96_h100",
     "transforms": "moesim.reports.paper_figures.transforms",
 }
 """Module by paper id; modules are imported when they are needed."""
