@@ -7,20 +7,22 @@ from typing import TYPE_CHECKING
 
 import moesim
 from moesim.bound import step_lower_bound
-from moesim.cluster import Cluster, load_cluster
 from moesim.errors import InfeasibleError, InputError, UsageError
 from moesim.memory import check_memory
-from moesim.model import ModelSpec, load_model
-from moesim.model.transforms import check_routing_of_trace, transform_model
 from moesim.placement import Placement, read_plan
 from moesim.planners.moves import limit_moves
 from moesim.planners.outcome import Bound, PlannerScore, PlanOutcome, PlanRequest
 from moesim.planners.problem import PlacementProblem
 from moesim.planners.registry import PLANNERS, find_planner, run_planner
-from moesim.planners.sources import PlanWorkload, from_counts, from_trace
+from moesim.planners.setting import (
+    expert_slots,
+    model_and_cluster,
+    placement_problem,
+    workload,
+)
+from moesim.planners.sources import PlanWorkload
 from moesim.safe_io import sha256_file
 from moesim.step import StepEvaluator
-from moesim.traces.bundle import open_trace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,9 +34,6 @@ AUTO = ("contiguous", "random", "lpt", "lpt-swap", "eplb", "moetuner", "joint")
 
 BASELINE = "contiguous"
 """What engines do without a plan, so what every gain is counted against."""
-
-SAMPLE_MODEL = "small-moe-30b-dims"
-SAMPLE_CLUSTER = "2x8xh100_sxm"
 
 
 def make_plan(request: PlanRequest, say: Callable[[str], object] = lambda _: None) -> PlanOutcome:
@@ -50,11 +49,6 @@ def make_plan(request: PlanRequest, say: Callable[[str], object] = lambda _: Non
         InfeasibleError: If the experts do not fit into the devices' memory, or a solver proves
             that no placement exists.
     """
-    if request.trace and request.load:
-        raise UsageError(
-            "a TRACE and --load COUNTS were both given\n"
-            "fix: leave out one of them (TRACE or --load)"
-        )
     if request.max_moves is not None and request.warm_start is None:
         raise UsageError(
             "--max-moves counts changes against a plan\nfix: give it with --warm-start FILE"
@@ -63,30 +57,12 @@ def make_plan(request: PlanRequest, say: Callable[[str], object] = lambda _: Non
     names += request.beside
     for name in names:
         find_planner(name)
-    sample = request.trace is None and request.load is None
-    cluster = load_cluster(request.cluster or SAMPLE_CLUSTER)
-    model = transform_model(_model(request, sample), request.transforms)
-    check_routing_of_trace(model)
-    slots = _slots(model, cluster, request.redundant)
+    model, cluster = model_and_cluster(request)
+    slots = expert_slots(model, cluster, request.redundant)
     check_memory(model, cluster, slots)
     say("reading the trace")
-    if request.load is not None:
-        work = from_counts(request, request.load, model, cluster)
-    else:
-        work = from_trace(request, model, cluster)
-    problem = PlacementProblem(
-        loads=work.loads,
-        devices=cluster.devices,
-        nodes=int(cluster.domain_of_device.max()) + 1,
-        slots=slots,
-        routing_groups=model.routing_groups,
-        speed_factors=cluster.speed_factors,
-        transitions=work.transitions,
-        pair_bandwidth_bytes_per_s=cluster.pair_bandwidth_bytes_per_s,
-        seed=request.seed,
-        time_limit_s=request.time_limit_s,
-        cost=work.search,
-    )
+    work = workload(request, model, cluster)
+    problem = placement_problem(request, model, cluster, work, slots)
     scores, skipped = {}, {}
     for name in dict.fromkeys(names):
         say(f"planner {name}")
@@ -136,44 +112,6 @@ def make_plan(request: PlanRequest, say: Callable[[str], object] = lambda _: Non
         planning_batches=work.planning.batches,
         holdout_batches=work.holdout.batches if work.holdout else None,
     )
-
-
-def _model(request: PlanRequest, sample: bool) -> ModelSpec:
-    if request.model is not None:
-        return load_model(request.model)
-    if sample:
-        return load_model(SAMPLE_MODEL)
-    if request.trace is None:
-        raise UsageError(
-            "--load needs --model: counts do not say which model they are of\n"
-            "fix: pass --model NAME or --model path/to/config.json"
-        )
-    name = open_trace(request.trace).manifest.model
-    try:
-        return load_model(name)
-    except (InputError, UsageError) as error:
-        raise UsageError(
-            f"the trace names the model {name!r}, which is not in the registry\n"
-            "fix: pass --model NAME or --model path/to/config.json"
-        ) from error
-
-
-def _slots(model: ModelSpec, cluster: Cluster, redundant: int) -> int:
-    if redundant < 0:
-        raise UsageError(
-            f"--redundant must be at least 0; found {redundant}\nfix: pass --redundant 0 or more"
-        )
-    slots = model.experts + redundant
-    if slots % cluster.devices:
-        fix = -model.experts % cluster.devices
-        raise InputError(
-            "the slots do not divide by the devices",
-            field="--redundant",
-            found=f"{model.experts} experts + {redundant} redundant on {cluster.devices} devices",
-            allowed="experts + redundant a multiple of the devices",
-            fix=f"pass --redundant {fix} (or {fix + cluster.devices}), or use another cluster",
-        )
-    return slots
 
 
 def _run(name: str, problem: PlacementProblem, work: PlanWorkload) -> PlannerScore:

@@ -20,7 +20,12 @@ from moesim.link_cost import Direction
 from moesim.step import StepEvaluator
 from moesim.workload import Batches
 
-__all__ = ["SAMPLED_TOKENS", "SearchCost", "search_cost"]
+__all__ = [
+    "SAMPLED_TOKENS",
+    "SearchCost",
+    "histograms",
+    "search_cost",
+]
 
 SAMPLED_TOKENS = 4096
 """Tokens per layer, a multiple of 64, that show which experts are used together: the share of
@@ -80,7 +85,7 @@ def search_cost(evaluator: StepEvaluator, batches: list[Batches], seed: int) -> 
     arrival_s = max((1 - 1 / nodes) * nic_s, (1 / nodes - 1 / devices) * port_s)
     return SearchCost(
         comm=evaluator.comm,
-        tokens=np.concatenate([_histograms(drawn) for drawn in batches], axis=1),
+        tokens=np.concatenate([histograms(drawn) for drawn in batches], axis=1),
         experts_s=lambda slot_tokens: evaluator.expert_cost.time(slot_tokens).total_s,
         arrival_s=0.0 if by_token else arrival_s,
         node_of=node_of,
@@ -103,7 +108,7 @@ def _vector_seconds(way: Direction, node_of: np.ndarray) -> tuple[float, float]:
     return way.vector_bytes / nic, way.vector_bytes / port
 
 
-def _histograms(batches: Batches) -> np.ndarray:
+def histograms(batches: Batches) -> np.ndarray:
     """[L, W, E] tokens of every expert."""
     counts = np.empty((batches.layers, batches.count, batches.experts), np.int64)
     for batch, layer in np.ndindex(batches.count, batches.layers):

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 __all__ = [
+    "CommOption",
     "CostOption",
     "DispatchOption",
     "EngineOption",
@@ -22,6 +23,13 @@ class PhaseOption(StrEnum):
 
     PREFILL = "prefill"
     DECODE = "decode"
+
+
+class CommOption(StrEnum):
+    """Forms of communication."""
+
+    HOME_RANK = "home-rank"
+    CHAIN = "chain"
 
 
 class CostOption(StrEnum):

@@ -6,14 +6,19 @@ import os
 import shlex
 import sys
 from dataclasses import replace
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from moesim.cli import plan_validate
-from moesim.cli.choices import CostOption, EngineOption, PhaseOption, TransformOption
+from moesim.cli.choices import (
+    CommOption,
+    CostOption,
+    EngineOption,
+    PhaseOption,
+    TransformOption,
+)
 from moesim.cli.console import Console, JsonOption, OutOption, QuietOption, SeedOption
 from moesim.errors import InputError, PartialResultError, UsageError
 
@@ -27,13 +32,6 @@ SEE_ALSO = "See also: moesim plan moge --help (Mixture of Grouped Experts)."
 
 DEFAULT_OUT = Path("moesim-plan")
 SERVING_ENGINES = ("sglang", "vllm", "vllm-ascend", "tensorrt-llm")
-
-
-class CommOption(StrEnum):
-    """Forms of communication."""
-
-    HOME_RANK = "home-rank"
-    CHAIN = "chain"
 
 
 def plan(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from moesim.cli import whatif_replicas
 from moesim.cli.choices import TransformOption
 from moesim.cli.console import Console, JsonOption, NoSeedOption, OutOption, QuietOption
 
@@ -33,6 +34,9 @@ app = typer.Typer(name="whatif", help="What other sizes would bring.", no_args_i
 @app.callback()
 def _group() -> None:
     """What other sizes would bring."""
+
+
+app.command()(whatif_replicas.replicas)
 
 
 class ContractOption(StrEnum):
