@@ -23,7 +23,7 @@ from moesim.reports.paper_figures.deepseek_serving import node_rate
 from moesim.reports.prediction import Prediction
 from moesim.workload import Phase
 
-__all__ = ["predict"]
+__all__ = ["per_gpu", "predict"]
 
 Loads = Literal["eplb", "in order", "even"]
 
@@ -65,6 +65,12 @@ def predict(paper: Paper) -> Mapping[str, Prediction]:
         "eplb-prefill": _gain(_prefill(4, 4096, loads="in order"), long, EPLB_NOTE),
         "eplb-decode": _gain(_decode(256, loads="in order"), twice, EPLB_NOTE),
     }
+
+
+def per_gpu(phase: Phase) -> float:
+    """Tokens per second and GPU with prompts of 2K."""
+    step = _prefill(8, 2048) if phase == "prefill" else _decode(256)
+    return step.tokens_per_s / GPUS[phase]
 
 
 def _gain(before: ForwardStep, after: ForwardStep, note: str = "") -> Prediction:
