@@ -49,6 +49,7 @@ def show_serving(request: ServingRequest, found: Serving, console: Console) -> N
             f"{metrics.requests_per_s:.3g} requests/s; with prompts "
             f"{metrics.output_tokens_per_s + metrics.input_tokens_per_s:,.0f} tokens/s."
             + _goodput(request, found)
+            + _energy(found)
         )
     )
     console.print(
@@ -116,6 +117,16 @@ def _load(request: ServingRequest, found: Serving) -> str:
     return (
         f"{run.requests:,} requests, {comes}, with {run.input_tokens.mean():,.0f} tokens in and "
         f"{run.output_tokens.mean():,.0f} out on average"
+    )
+
+
+def _energy(found: Serving) -> str:
+    energy = found.energy
+    if energy is None:
+        return " Nothing is known of the devices' power."
+    ends = f"{energy.lo_j_per_token:.3g} … {energy.hi_j_per_token:.3g}"
+    return (
+        f" {energy.j_per_token:.3g} J per output token ({ends}), {energy.device_w:,.0f} W a device."
     )
 
 

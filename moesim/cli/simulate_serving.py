@@ -380,6 +380,7 @@ def _to_json(request: ServingRequest, found: Serving) -> dict[str, Any]:
         "tokens_per_s_per_user": metrics.tokens_per_s_per_user,
         "total_tokens_per_s": metrics.output_tokens_per_s + metrics.input_tokens_per_s,
         "requests_per_s": metrics.requests_per_s,
+        "energy": asdict(found.energy) if found.energy else None,
         "good_share": metrics.good_share,
         "good_requests_per_s": metrics.good_requests_per_s,
         "duration_s": metrics.duration_s,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,7 @@ from moesim.serving.coefficients import (
     shipped_coefficients,
 )
 from moesim.serving.deployment import Deployment, Pool, Transfer
+from moesim.serving.energy import PoweredPool, ServedEnergy, served_energy
 from moesim.serving.engines import find_engine
 from moesim.serving.metrics import Metrics, measure
 from moesim.serving.request import PoolRequest, ServingRequest
@@ -54,6 +55,7 @@ class Serving:
             requests that take longer are fewer; None in an open one.
         evidence: The weakest that went in.
         coefficients: What step times rest on, in words.
+        energy: Of the devices; None where nothing is known of their power.
     """
 
     model: str
@@ -70,6 +72,7 @@ class Serving:
     rate_interval_per_s: tuple[float, float] | None
     evidence: Evidence
     coefficients: str
+    energy: ServedEnergy | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +137,19 @@ def run_serving(request: ServingRequest, say: Callable[[str], None] = lambda _: 
         rate_interval_per_s=_rates(metrics, ttft_s, tpot_s) if schedule.closed else None,
         evidence=weakest(*(table.evidence for table in tables), fit.evidence),
         coefficients=_in_words(fit),
+        energy=_energy(request, model, both, schedule),
     )
+
+
+def _energy(
+    request: ServingRequest, model: ModelSpec, both: Sequence[_Workers], schedule: Schedule
+) -> ServedEnergy | None:
+    pools, before = [], 0
+    for workers in both:
+        pools.append(PoweredPool(workers.machine, workers.layout, workers.pool, before))
+        before += workers.pool.workers
+    formats = _formats(request, model, both[-1].machine.cluster)
+    return served_energy(model, pools, schedule, formats, request.routing, request.seed)
 
 
 def _workers(
