@@ -98,7 +98,8 @@ def main() -> None:
         f"{found['frontier_s']:.1f} s; playing everything would take "
         f"{found['play_everything_s']:.0f} s\n"
         f"estimates against {found['sample']} plays: TPOT {found['tpot_error_median']:.1%} "
-        f"(median), {found['tpot_error_p90']:.1%} (p90); tokens/s {found['rate_error_median']:.1%}, "
+        f"(median), {found['tpot_error_p90']:.1%} (p90); tokens/s "
+        f"{found['rate_error_median']:.1%}, "
         f"{found['rate_error_p90']:.1%}\n"
         f"goal {GOAL_S:.0f} s: {'met' if found['ok'] else 'MISSED'}"
     )
