@@ -65,10 +65,12 @@ def lpt_swap(problem: PlacementProblem) -> np.ndarray:
     In layers that miss the bound, fewer and fewer spare slots go to the hottest experts and the
     rest to the coldest. Where EPLB is better still, its answer is taken and swapped on: that
     happens where spare slots abound, because two copies of an expert on one device act like a
-    slot left empty. Only in those layers do copies of an expert share a device.
+    slot left empty. Only in those layers do copies of an expert share a device, and in none if the
+    problem asks for distinct ones.
 
     Returns:
-        [L, S] int32 physical_to_logical, in no layer less even than either policy of EPLB.
+        [L, S] int32 physical_to_logical, in no layer less even than either policy of EPLB, unless
+        copies must be distinct.
     """
     from moesim.planners.swap import swap_pairs  # numba: half a second
 
@@ -92,7 +94,7 @@ def lpt_swap(problem: PlacementProblem) -> np.ndarray:
         copies = make_copies(open_layers, to_coldest)
         if copies.largest_count <= problem.devices:
             improve(layers, *pack(copies, speeds))
-    for policy in (eplb_global, eplb_hierarchical):
+    for policy in () if problem.distinct_copies else (eplb_global, eplb_hierarchical):
         if policy is eplb_hierarchical and not keeps_groups(problem):
             continue
         rival, rival_load = _shelves(policy(problem), problem.loads, problem.devices)

@@ -40,7 +40,8 @@ def lpt_swap_hierarchical(problem: PlacementProblem) -> np.ndarray:
     """The best pairing of groups with nodes, then LPT with swaps inside every node.
 
     Returns:
-        [L, S] int32 physical_to_logical, in no layer less even than hierarchical EPLB.
+        [L, S] int32 physical_to_logical, in no layer less even than hierarchical EPLB, unless copies
+        must be distinct.
 
     Raises:
         InfeasibleError: If the groups do not divide by the nodes, or the experts by the groups.
@@ -59,6 +60,8 @@ def lpt_swap_hierarchical(problem: PlacementProblem) -> np.ndarray:
         inside = inside.reshape(problem.layers, len(nodes), -1)
         table[:, nodes] = np.take_along_axis(held, inside, 2)
     found = table.reshape(problem.layers, problem.slots)
+    if problem.distinct_copies:
+        return found
     published = eplb_hierarchical(problem)
     finish, rival = (device_finish_load(one, problem).max(1) for one in (found, published))
     worse = rival < finish * (1 - 1e-9)

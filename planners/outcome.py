@@ -31,6 +31,7 @@ class PlanRequest:
         cluster: Short name or file.
         planner: Name of a planner, or ``auto`` for all that suit.
         redundant: Further slots per layer for copies of experts.
+        distinct_copies: Whether no device may hold two copies of an expert.
         comm: Form of communication.
         phase: Prefill or decode.
         tokens_per_device: Tokens that each device brings to a step; None for the phase's usual.
@@ -52,6 +53,7 @@ class PlanRequest:
     cluster: str | None = None
     planner: str = "auto"
     redundant: int = 0
+    distinct_copies: bool = False
     comm: CommForm = "home-rank"
     phase: Phase = "prefill"
     tokens_per_device: int | None = None

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
-from moesim.errors import InputError, UsageError
+from moesim.errors import InfeasibleError, InputError, UsageError
 
 if TYPE_CHECKING:
     from moesim.planners.search_cost import SearchCost
@@ -64,12 +64,14 @@ class PlacementProblem:
         seed: Of everything random.
         time_limit_s: For planners that run a solver.
         solver: MILP solver; ``auto`` is HiGHS if installed, else the CBC that PuLP brings.
+        distinct_copies: Whether no device may hold two copies of an expert.
         cost: What a step costs, for planners that trade computation against communication; None
             where only loads are known.
 
     Raises:
         InputError: If a field is outside of what is said above.
         UsageError: If the solver is unknown.
+        InfeasibleError: If copies cannot all be on distinct devices.
     """
 
     loads: np.ndarray
@@ -83,6 +85,7 @@ class PlacementProblem:
     seed: int = 0
     time_limit_s: float = 60.0
     solver: SolverName = "auto"
+    distinct_copies: bool = False
     cost: SearchCost | None = None
 
     def __post_init__(self) -> None:
@@ -90,7 +93,7 @@ class PlacementProblem:
             object.__setattr__(self, name, np.asarray(getattr(self, name), np.float64))
         if self.transitions is not None:
             object.__setattr__(self, "transitions", np.asarray(self.transitions, np.float64))
-        for check in (_check_loads, _check_counts, _check_devices, _check_flow, _check_solver):
+        for check in _CHECKS:
             check(self)
 
     @property
@@ -194,6 +197,15 @@ def _check_counts(problem: PlacementProblem) -> None:
         )
 
 
+def _check_copies(problem: PlacementProblem) -> None:
+    if problem.distinct_copies and problem.slots > problem.experts * problem.devices:
+        raise InfeasibleError(
+            f"no two copies of an expert on one device: {problem.slots} slots are more than "
+            f"{problem.experts} experts × {problem.devices} devices\n"
+            "fix: pass fewer --redundant, or leave out --distinct-copies"
+        )
+
+
 def _check_devices(problem: PlacementProblem) -> None:
     devices = problem.devices
     speeds, bandwidth = problem.speed_factors, problem.pair_bandwidth_bytes_per_s
@@ -242,3 +254,6 @@ def _check_solver(problem: PlacementProblem) -> None:
         raise UsageError(
             f"unknown solver {problem.solver!r}\nfix: choose from {', '.join(get_args(SolverName))}"
         )
+
+
+_CHECKS = (_check_loads, _check_counts, _check_copies, _check_devices, _check_flow, _check_solver)

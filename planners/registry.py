@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moesim.errors import UsageError
+from moesim.errors import InfeasibleError, UsageError
 from moesim.hardware import near_names
 from moesim.planners import eplb, greedy, joint, moetuner, node_groups, simple
 from moesim.planners.problem import (
@@ -17,7 +17,7 @@ from moesim.planners.problem import (
     PlannerAnswer,
     device_finish_load,
 )
-from moesim.planners.verify import verify_placement
+from moesim.planners.verify import copies_share_a_device, verify_placement
 
 __all__ = ["PLANNERS", "PlannerEntry", "find_planner", "run_planner"]
 
@@ -63,11 +63,17 @@ def run_planner(name: str, problem: PlacementProblem) -> PlannerAnswer:
 
     Raises:
         UsageError: If there is no planner of that name.
-        InfeasibleError: If the planner's constraints have no solution.
+        InfeasibleError: If the planner's constraints have no solution, or the planner keeps no
+            copies apart and the problem asks for that.
         MoesimError: If the answer is no placement (a bug).
     """
     entry = find_planner(name)
     answer = entry.function(problem)
+    if problem.distinct_copies and copies_share_a_device(answer.physical_to_logical, problem):
+        raise InfeasibleError(
+            f"{name} puts two copies of an expert on one device\n"
+            "fix: use --planner lpt-swap, or leave out --distinct-copies"
+        )
     verify_placement(answer.physical_to_logical, problem, distinct_copies=entry.distinct_copies)
     return answer
 

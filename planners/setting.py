@@ -62,6 +62,7 @@ def placement_problem(
         pair_bandwidth_bytes_per_s=cluster.pair_bandwidth_bytes_per_s,
         seed=request.seed,
         time_limit_s=request.time_limit_s,
+        distinct_copies=request.distinct_copies,
         cost=work.search,
     )
 

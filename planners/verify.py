@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from moesim.planners.problem import PlacementProblem
 
-__all__ = ["largest_finish_load", "verify_placement"]
+__all__ = ["copies_share_a_device", "largest_finish_load", "verify_placement"]
 
 
 def verify_placement(
@@ -60,6 +60,20 @@ def verify_placement(
                 expert, copies = Counter(shelf).most_common(1)[0]
                 if copies > 1:
                     _fail(f"{where}: device {device} holds {copies} copies of expert {expert}")
+
+
+def copies_share_a_device(physical_to_logical: np.ndarray, problem: PlacementProblem) -> bool:
+    """Whether some device holds two copies of an expert in some layer.
+
+    Args:
+        physical_to_logical: [L, S] integers, −1 for an empty slot.
+        problem: Gives the devices.
+    """
+    return any(
+        len(shelf) > len(set(shelf))
+        for row in physical_to_logical.tolist()
+        for shelf in _by_device(row, int(problem.devices))
+    )
 
 
 def largest_finish_load(physical_to_logical: np.ndarray, problem: PlacementProblem) -> list[float]:

@@ -53,6 +53,10 @@ def plan(
         str, typer.Option(help="A planner's name, or auto: run those that suit, keep the best.")
     ] = "auto",
     redundant: Annotated[int, typer.Option(help="Slots per layer for copies of experts.")] = 0,
+    distinct_copies: Annotated[
+        bool,
+        typer.Option("--distinct-copies", help="Never two copies of an expert on one device."),
+    ] = False,
     comm: Annotated[CommOption, typer.Option(help="How tokens travel.")] = CommOption.HOME_RANK,
     phase: Annotated[PhaseOption, typer.Option(help="Kind of step.")] = PhaseOption.PREFILL,
     tokens_per_device: Annotated[
@@ -125,6 +129,7 @@ def plan(
         cluster=cluster,
         planner=planner,
         redundant=redundant,
+        distinct_copies=distinct_copies,
         comm=comm.value,
         phase=phase.value,
         tokens_per_device=tokens_per_device,

@@ -47,6 +47,10 @@ def replicas(
     planner: Annotated[
         str, typer.Option(help="A planner's name, or auto: the better of lpt-swap and joint.")
     ] = "auto",
+    distinct_copies: Annotated[
+        bool,
+        typer.Option("--distinct-copies", help="Never two copies of an expert on one device."),
+    ] = False,
     comm: Annotated[CommOption, typer.Option(help="How tokens travel.")] = CommOption.HOME_RANK,
     phase: Annotated[PhaseOption, typer.Option(help="Kind of step.")] = PhaseOption.PREFILL,
     tokens_per_device: Annotated[
@@ -92,6 +96,7 @@ def replicas(
         transforms=tuple(transform or ()),
         cluster=cluster,
         planner=planner,
+        distinct_copies=distinct_copies,
         comm=comm.value,
         phase=phase.value,
         tokens_per_device=tokens_per_device,
