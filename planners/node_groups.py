@@ -40,8 +40,8 @@ def lpt_swap_hierarchical(problem: PlacementProblem) -> np.ndarray:
     """The best pairing of groups with nodes, then LPT with swaps inside every node.
 
     Returns:
-        [L, S] int32 physical_to_logical, in no layer less even than hierarchical EPLB, unless copies
-        must be distinct.
+        [L, S] int32 physical_to_logical, in no layer less even than hierarchical EPLB, unless
+        copies must be distinct.
 
     Raises:
         InfeasibleError: If the groups do not divide by the nodes, or the experts by the groups.
