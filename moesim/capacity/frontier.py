@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from math import ceil
 
 import numpy as np
 
 from moesim.capacity.candidates import Candidate
 from moesim.capacity.deployments import Plan, Played, play
-from moesim.capacity.estimate import Curve
+from moesim.capacity.estimate import Curve, decode_curve
 from moesim.capacity.question import Question
-from moesim.capacity.search import Answer
+from moesim.capacity.search import Answer, prefill_workers
 
 __all__ = ["Crossover", "crossovers", "frontier", "undominated"]
 
 MOST_POINTS = 12
 """Points of the frontier that are played."""
+
+MOST_DECODERS = 4
+"""Of a point, beside prefill workers: enough for ratios of both."""
+
+BUSY = 0.9
+"""Share of their time that prefill workers may work without a long queue."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +84,8 @@ def frontier(found: Answer) -> list[Played]:
         points = [points[place] for place in places[chosen]]
     played = [
         one
-        for _, _, candidate, concurrency in points
-        if (one := play(Plan(candidate, 1), question, concurrency)) is not None
+        for _, _, plan, concurrency in points
+        if (one := play(plan, question, concurrency)) is not None
     ]
     played += found.kept
     played = [one for one in played if one.tpot_s > 0 and _starts_in_time(one.ttft_s, question)]
@@ -88,17 +96,66 @@ def frontier(found: Answer) -> list[Played]:
     return [played[place] for place in undominated(rates, users)]
 
 
-def _points(found: Answer) -> list[tuple[float, float, Candidate, float]]:
-    """Tokens per second per device and per user, by replica and concurrency, estimated."""
+_Point = tuple[float, float, Plan, float]
+"""Tokens per second per device and per user, of a deployment and requests in flight; estimated."""
+
+
+def _points(found: Answer) -> list[_Point]:
+    points: list[_Point] = []
+    if "aggregated" in found.question.modes:
+        points += _one_pool(found)
+    if "disaggregated" in found.question.modes:
+        points += _two_pools(found)
+    return points
+
+
+def _one_pool(found: Answer) -> Iterator[_Point]:
+    """Every replica at every concurrency."""
     question = found.question
-    points = []
     for candidate, curve in found.curves:
         rate = curve.requests_per_s * question.osl / candidate.devices
         for place, concurrency in enumerate(curve.concurrency):
             if _starts_in_time(float(curve.ttft_s[place]), question):
                 user = 1 / float(curve.tpot_s[place])
-                points.append((float(rate[place]), user, candidate, float(concurrency)))
-    return points
+                yield float(rate[place]), user, Plan(candidate, 1), float(concurrency)
+
+
+def _two_pools(found: Answer) -> Iterator[_Point]:
+    """Every decode worker at every concurrency, fed by enough of the best prefill workers."""
+    question = found.question
+    firsts: dict[str, tuple[Candidate, float, float]] = {}
+    for one in prefill_workers(found.candidates, question):
+        firsts.setdefault(one[0].machine.device.name, one)
+    for second in found.candidates:
+        curve = decode_curve(second, question)
+        if curve is not None and second.machine.device.name in firsts:
+            first, rate, alone_s = firsts[second.machine.device.name]
+            for place, concurrency in enumerate(curve.concurrency):
+                per_s, tpot_s = float(curve.requests_per_s[place]), float(curve.tpot_s[place])
+                counts = _matched(question, (first.devices, rate), (second.devices, per_s))
+                if counts is None:
+                    continue
+                decoders, prefills = counts
+                plan = Plan(second, decoders, first, prefills)
+                tokens = decoders * per_s * question.osl
+                # Little's law: those in prefill are in flight too.
+                in_flight = decoders * (float(concurrency) + per_s * alone_s)
+                yield tokens / plan.devices, 1 / tpot_s, plan, in_flight
+
+
+def _matched(
+    question: Question, prefill: tuple[int, float], decode: tuple[int, float]
+) -> tuple[int, int] | None:
+    """Decode and prefill workers on fewest devices per request, within those that there are."""
+    best = None
+    for decoders in range(1, MOST_DECODERS + 1):
+        prefills = ceil(decoders * decode[1] / prefill[1] / BUSY)
+        devices = decoders * decode[0] + prefills * prefill[0]
+        if devices > question.max_devices:
+            break
+        if best is None or devices / decoders < best[0]:
+            best = devices / decoders, (decoders, prefills)
+    return None if best is None else best[1]
 
 
 def _starts_in_time(ttft_s: float, question: Question) -> bool:

@@ -176,18 +176,29 @@ def _replicas(
             return  # more replicas only add devices
 
 
-def _workers(candidates: list[Candidate], question: Question, costs: Costs) -> list[Option]:
-    """Prefill workers beside decode workers, rates matched."""
-    # Each kind must leave devices for the other.
-    most = question.max_devices - min((c.devices for c in candidates), default=0)
-    candidates = [candidate for candidate in candidates if candidate.devices <= most]
-    firsts = []
-    for candidate in candidates:
+def prefill_workers(
+    candidates: list[Candidate], question: Question
+) -> list[tuple[Candidate, float, float]]:
+    """Workers that only prefill, with prompts per second and seconds of one alone; best first."""
+    found = []
+    for candidate in _beside_others(candidates, question):
         rate, alone_s = prefill_rate(candidate, question)
         if question.ttft_s is None or alone_s <= question.ttft_s:
-            firsts.append((rate / candidate.devices, rate, alone_s, candidate))
+            found.append((candidate, rate, alone_s))
+    return sorted(found, key=lambda item: -item[1] / item[0].devices)
+
+
+def _beside_others(candidates: list[Candidate], question: Question) -> list[Candidate]:
+    """Those that leave devices for workers of the other kind."""
+    most = question.max_devices - min((one.devices for one in candidates), default=0)
+    return [candidate for candidate in candidates if candidate.devices <= most]
+
+
+def _workers(candidates: list[Candidate], question: Question, costs: Costs) -> list[Option]:
+    """Prefill workers beside decode workers, rates matched."""
+    firsts = prefill_workers(candidates, question)
     seconds = []
-    for candidate in candidates:
+    for candidate in _beside_others(candidates, question):
         curve = decode_curve(candidate, question)
         if curve is None:
             continue
@@ -196,10 +207,9 @@ def _workers(candidates: list[Candidate], question: Question, costs: Costs) -> l
         ]
         if allowed.size:
             seconds.append((float(allowed.max()) / candidate.devices, curve, candidate))
-    firsts.sort(key=lambda item: -item[0])
     seconds.sort(key=lambda item: -item[0])
     found: list[Option] = []
-    for _, rate, alone_s, first in firsts[:BEST_WORKERS]:
+    for first, rate, alone_s in firsts[:BEST_WORKERS]:
         for _, curve, second in seconds[:BEST_WORKERS]:
             if first.machine.device is not second.machine.device:
                 continue
