@@ -143,6 +143,35 @@ class JoulesPerFlop(Quantity):
     unit = "J/FLOP"
 
 
+class Share(Quantity):
+    """A part of a whole, at most 100 %."""
+
+    dimension = "share"
+    unit = ""
+
+    @model_validator(mode="after")
+    def _at_most_all(self) -> Self:
+        if self.si > 1:
+            raise InputError(
+                "more than the whole", field="value", found=self.value, allowed="100 %"
+            )
+        return self
+
+
+class Reached(Document):
+    """What kernels reach of a device's peaks: of devices on which none was measured for us.
+
+    Fixed times are those of a call beside the time of its work.
+    """
+
+    compute: Share
+    memory: Share
+    link: Share
+    matrix_call: Seconds | None = None
+    vector_call: Seconds | None = None
+    collective_call: Seconds | None = None
+
+
 class Memory(Document):
     """The memory that holds weights and KV cache."""
 
@@ -270,6 +299,7 @@ class Device(Document):
     """Streaming multiprocessors, compute units, AI cores or CPU cores."""
     launch_overhead: Seconds | None = None
     """Fixed time of one kernel."""
+    reached: Reached | None = None
     energy: Energy | None = None
     pim: Pim | None = None
     fabric: Fabric | None = None

@@ -26,6 +26,7 @@ Dimension = Literal[
     "j_per_flop",
     "usd_per_h",
     "hz",
+    "share",
 ]
 
 _DECIMAL = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
@@ -49,6 +50,7 @@ def _table() -> dict[Dimension, dict[str, float]]:
         "j_per_flop": {f"{p}J/FLOP": f for p, f in _SMALL.items()},
         "usd_per_h": {"USD/h": 1.0},
         "hz": {f"{p}Hz": f for p, f in _DECIMAL.items()},
+        "share": {"%": 0.01},
     }
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 
@@ -13,7 +15,7 @@ from moesim.hardware import Device
 from moesim.operators.power import DevicePower, device_power
 from moesim.schema import Evidence, weakest
 
-__all__ = ["Links", "Machine"]
+__all__ = ["Links", "Machine", "Rates", "ReachedRates"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,31 @@ class Links:
         return -(-ranks // self.domain_devices)
 
 
+class Rates(Protocol):
+    """What rooflines are made of: a machine's data sheet, or what kernels reach of it."""
+
+    @property
+    def peaks(self) -> Mapping[str, float]:
+        """FLOP/s by number type."""
+
+    @property
+    def memory_bytes_per_s(self) -> float:
+        """Of the memory."""
+
+    @property
+    def links(self) -> Links:
+        """What it sends over."""
+
+
+@dataclass(frozen=True)
+class ReachedRates:
+    """Rates that kernels reach; see :class:`Rates`."""
+
+    peaks: Mapping[str, float]
+    memory_bytes_per_s: float
+    links: Links
+
+
 @dataclass(frozen=True, eq=False)
 class Machine:
     """A cluster under an engine.
@@ -91,6 +118,23 @@ class Machine:
     def memory_bytes_per_s(self) -> float:
         """Peak bandwidth."""
         return self.device.memory_bytes_per_s
+
+    @cached_property
+    def reached(self) -> ReachedRates | None:
+        """What kernels reach of the peaks, where the profile says it."""
+        shares = self.device.reached
+        if shares is None:
+            return None
+        link = shares.link.si
+        return ReachedRates(
+            {name: peak * shares.compute.si for name, peak in self.peaks.items()},
+            self.memory_bytes_per_s * shares.memory.si,
+            replace(
+                self.links,
+                up_bytes_per_s=self.links.up_bytes_per_s * link,
+                out_bytes_per_s=self.links.out_bytes_per_s * link,
+            ),
+        )
 
     @cached_property
     def power(self) -> DevicePower | None:

@@ -2,14 +2,15 @@
 
 FLOPs over peak or bytes over bandwidth, whichever is longer (Williams et al. 2009); for
 communication bytes over the link, and its latency. Where no kernel was fitted it is the
-prediction, with the interval of :mod:`moesim.operators.roofline_errors`.
+prediction, with the interval of :mod:`moesim.operators.roofline_errors`, unless the profile says
+what kernels reach of the data sheet.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from moesim.forward.machine import Links, Machine
+from moesim.forward.machine import Links, Machine, Rates
 from moesim.forward.price import Price
 from moesim.forward.work import (
     CollectiveWork,
@@ -18,20 +19,21 @@ from moesim.forward.work import (
     TransferWork,
     Work,
 )
+from moesim.hardware import Device
 from moesim.operators.roofline_errors import roofline_interval
-from moesim.schema import weakest
+from moesim.schema import Evidence
 
 __all__ = ["compute_s", "memory_s", "roofline_price", "roofline_s"]
 
 
-def compute_s(work: Work, machine: Machine) -> float:
+def compute_s(work: Work, machine: Rates) -> float:
     """Seconds of the arithmetic at peak rate."""
     if isinstance(work, CollectiveWork | TransferWork):
         return 0.0
     return work.flops / machine.peaks.get(work.arithmetic, machine.peaks.get("bf16", np.inf))
 
 
-def memory_s(work: Work, machine: Machine) -> float:
+def memory_s(work: Work, machine: Rates) -> float:
     """Seconds of the bytes: at the memory's rate, or at the link's for communication."""
     if isinstance(work, CollectiveWork):
         return _collective_s(work, machine.links)
@@ -40,7 +42,7 @@ def memory_s(work: Work, machine: Machine) -> float:
     return work.bytes / machine.memory_bytes_per_s
 
 
-def roofline_s(work: Work, machine: Machine) -> float:
+def roofline_s(work: Work, machine: Rates) -> float:
     """Seconds that no implementation can beat on the data sheet's figures."""
     if isinstance(work, ExpertWork):
         return _experts_s(work, machine)
@@ -48,15 +50,32 @@ def roofline_s(work: Work, machine: Machine) -> float:
 
 
 def roofline_price(op: Op, machine: Machine) -> Price:
-    """The roofline as a prediction."""
+    """The roofline as a prediction, or what kernels are said to reach of it."""
     seconds = roofline_s(op.work, machine)
-    low, high = roofline_interval(op.operator, seconds)
+    low, high = (seconds * factor for factor in roofline_interval(op.operator, seconds))
     of_links = op.operator in ("collective", "dispatch")
     evidence = machine.links.evidence if of_links else machine.evidence
-    return Price(seconds, seconds * low, seconds * high, weakest(evidence), "roofline")
+    if machine.reached is None or machine.cost == "roofline":
+        return Price(seconds, low, high, evidence, "roofline")
+    likely = roofline_s(op.work, machine.reached) + _call_s(op, machine.device)
+    return Price(likely, min(low, likely), max(high, likely), Evidence.ASSUMED, "reached rates")
 
 
-def _experts_s(work: ExpertWork, machine: Machine) -> float:
+def _call_s(op: Op, device: Device) -> float:
+    """Fixed time of a call."""
+    reached = device.reached
+    if reached is None:
+        return 0.0
+    kinds = {
+        "collective": reached.collective_call,
+        "dispatch": reached.collective_call,
+        "small": reached.vector_call,
+    }
+    found = kinds.get(op.operator, reached.matrix_call)
+    return 0.0 if found is None else found.si
+
+
+def _experts_s(work: ExpertWork, machine: Rates) -> float:
     """The slowest rank, mean over draws."""
     copies = work.slot_tokens.sum(axis=-1)
     active = np.count_nonzero(work.slot_tokens, axis=-1)

@@ -32,6 +32,7 @@ WEIGHT_BYTES = {
     "bfloat16": 2.0,
     "fp8": 1.0,
     "fp8_block": 1.0 + 4 / 128**2,  # one float32 per 128 × 128 weights
+    "sq": 1.0,  # INT8 weights and activations; a scale per column and per token
     "int4_wo": 0.5 + 2 / 32,  # a bfloat16 per 32 weights, as in Kimi-K2's checkpoint
     "w4a16_mxfp4": 0.5 + 1 / 32,  # OCP MX: 8 bits per 32 elements
     "w4a8_mxfp4_mxfp8": 0.5 + 1 / 32,
@@ -54,6 +55,7 @@ ARITHMETIC = {
     "bfloat16": "bf16",
     "fp8": "fp8",
     "fp8_block": "fp8",
+    "sq": "int8",
     "int4_wo": "bf16",
     "w4a16_mxfp4": "bf16",
     "w4a8_mxfp4_mxfp8": "fp8",
@@ -62,7 +64,7 @@ ARITHMETIC = {
 }
 """Arithmetic of the GEMMs by type: weights narrower than the activations are widened first."""
 
-ACTIVATION_BYTES = {"bf16": 2.0, "fp8": 1.0, "fp4": 0.5}
+ACTIVATION_BYTES = {"bf16": 2.0, "fp8": 1.0, "int8": 1.0, "fp4": 0.5}
 """Bytes per element of a GEMM's input, by its arithmetic."""
 
 CACHE_BYTES = {"a100_sxm": 40e6, "h100_sxm": 50e6, "h200_sxm": 50e6, "l40s": 96e6}

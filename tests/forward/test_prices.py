@@ -6,12 +6,13 @@ from math import hypot
 import pytest
 
 from moesim.cluster import load_cluster
+from moesim.errors import InputError
 from moesim.forward.energy import step_energy
 from moesim.forward.machine import Links, Machine
 from moesim.forward.request import StepRequest, run_request
-from moesim.forward.roofline import roofline_s
-from moesim.forward.work import CollectiveWork, GemmWork, MoveWork, TransferWork
-from moesim.hardware import load_device
+from moesim.forward.roofline import roofline_price, roofline_s
+from moesim.forward.work import CollectiveWork, GemmWork, MoveWork, Op, TransferWork
+from moesim.hardware import Device, load_device
 from moesim.intervals import add_intervals
 from moesim.operators.power import device_power, shipped_power
 from moesim.operators.roofline_errors import SIZES_S, roofline_interval, shipped_roofline_errors
@@ -118,12 +119,17 @@ def test_a_roofline_knows_no_kernel():
     assert {priced.price.kernel for priced in found.ops} == {"roofline"}
     assert found.step_s < found.lo_s
     assert found.evidence is not Evidence.FITTED
+    npu = run_request(StepRequest("mixtral-8x7b", "8xascend_910b3", cost="roofline"))
+    assert {priced.price.kernel for priced in npu.ops} == {"roofline"}
 
 
 @pytest.mark.parametrize("cluster", ["1xepyc_9554", "1xascend_910b3", "1xduplex"])
 def test_kernels_of_gpus_say_nothing_of_other_devices(cluster):
     found = run_request(StepRequest("granite-3.0-1b-a400m", cluster, batch=4, context=256))
-    assert {priced.price.kernel for priced in found.ops} == {"roofline"}
+    says = found.machine.device.reached is not None
+    assert {priced.price.kernel for priced in found.ops} == {
+        "reached rates" if says else "roofline"
+    }
     assert found.hi_s > 2 * found.lo_s
 
 
@@ -199,3 +205,27 @@ def test_time_of_the_host_is_no_time_of_a_step():
 
 def _request(found):
     return StepRequest("deepseek-v3", found.machine.cluster.name, batch=64, dp=8)
+
+
+def test_devices_that_say_what_kernels_reach_are_priced_by_it():
+    machine = Machine(load_cluster("2x16xascend_910c"), "sglang", "fitted")
+    shares = machine.device.reached
+    assert shares is not None
+    for op, share, call in (
+        (Op("large", GemmWork(8192, 8192, 8192, "sq")), shares.compute, shares.matrix_call),
+        (Op("thin", GemmWork(1, 8192, 8192, "sq")), shares.memory, shares.matrix_call),
+        (Op("moved", MoveWork(1e9)), shares.memory, shares.vector_call),
+        (Op("sent", CollectiveWork("all_gather", 1e12, 32)), shares.link, shares.collective_call),
+    ):
+        price = roofline_price(op, machine)
+        least = roofline_s(op.work, machine)
+        assert price.time_s == pytest.approx(least / share.si + call.si, rel=1e-3)
+        assert least <= price.lo_s <= price.time_s <= price.hi_s
+        assert price.evidence == "assumed"
+
+
+def test_shares_are_at_most_all():
+    device = load_device("ascend_910c").to_dict()
+    device["reached"]["memory"]["value"] = "101 %"
+    with pytest.raises(InputError, match="more than the whole"):
+        Device.parse(device)
