@@ -64,6 +64,8 @@ class PlacementProblem:
         seed: Of everything random.
         time_limit_s: For planners that run a solver.
         solver: MILP solver; ``auto`` is HiGHS if installed, else the CBC that PuLP brings.
+        memory_factors: [G] float64, relative memory for experts of each device, for planners with
+            free slots; None if all have the same.
         distinct_copies: Whether no device may hold two copies of an expert.
         cost: What a step costs, for planners that trade computation against communication; None
             where only loads are known.
@@ -85,6 +87,7 @@ class PlacementProblem:
     seed: int = 0
     time_limit_s: float = 60.0
     solver: SolverName = "auto"
+    memory_factors: np.ndarray | None = None
     distinct_copies: bool = False
     cost: SearchCost | None = None
 
@@ -93,6 +96,8 @@ class PlacementProblem:
             object.__setattr__(self, name, np.asarray(getattr(self, name), np.float64))
         if self.transitions is not None:
             object.__setattr__(self, "transitions", np.asarray(self.transitions, np.float64))
+        if self.memory_factors is not None:
+            object.__setattr__(self, "memory_factors", np.asarray(self.memory_factors, np.float64))
         for check in _CHECKS:
             check(self)
 
@@ -208,13 +213,19 @@ def _check_copies(problem: PlacementProblem) -> None:
 
 def _check_devices(problem: PlacementProblem) -> None:
     devices = problem.devices
-    speeds, bandwidth = problem.speed_factors, problem.pair_bandwidth_bytes_per_s
-    if speeds.shape != (devices,) or not (np.isfinite(speeds) & (speeds > 0)).all():
-        raise InputError(
-            "one positive factor per device is needed",
-            field="speed_factors",
-            found=f"{speeds.shape} {speeds.tolist()}",
-        )
+    bandwidth = problem.pair_bandwidth_bytes_per_s
+    for name, factors in (
+        ("speed_factors", problem.speed_factors),
+        ("memory_factors", problem.memory_factors),
+    ):
+        if factors is None:
+            continue
+        if factors.shape != (devices,) or not (np.isfinite(factors) & (factors > 0)).all():
+            raise InputError(
+                "one positive factor per device is needed",
+                field=name,
+                found=f"{factors.shape} {factors.tolist()}",
+            )
     between = ~np.eye(devices, dtype=bool)
     if bandwidth.shape != (devices, devices) or not (bandwidth[between] > 0).all():
         raise InputError(

@@ -10,7 +10,7 @@ import numpy as np
 
 from moesim.errors import InfeasibleError, UsageError
 from moesim.hardware import near_names
-from moesim.planners import eplb, greedy, joint, moetuner, node_groups, simple
+from moesim.planners import eplb, free_slots, greedy, joint, moetuner, node_groups, simple
 from moesim.planners.problem import (
     PlacementProblem,
     Planner,
@@ -116,6 +116,12 @@ _ENTRIES = (
         _timed(node_groups.lpt_swap_hierarchical),
         "the best pairing of routing groups with nodes, LPT and swaps inside every node",
         distinct_copies=False,
+    ),
+    PlannerEntry(
+        "lpt-swap-free",
+        _timed(free_slots.lpt_swap_free),
+        "LPT, moves and swaps with free numbers of experts per device and layer",
+        engine_ready=False,
     ),
     PlannerEntry(
         "eplb",
