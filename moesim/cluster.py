@@ -47,6 +47,7 @@ class Cluster:
         device: The profile that all devices share.
         network: Names, links and nodes.
         speed_factors: [G] float64, compute speed of each device relative to its profile.
+        memory_factors: [G] float64, the same for memory; None if all have that of the profile.
     """
 
     name: str
@@ -54,6 +55,13 @@ class Cluster:
     device: Device
     network: Network
     speed_factors: np.ndarray
+    memory_factors: np.ndarray | None = None
+
+    @property
+    def memory_bytes(self) -> np.ndarray:
+        """[G] float64 memory of every device."""
+        factors = np.ones(self.devices) if self.memory_factors is None else self.memory_factors
+        return np.asarray(self.device.memory_bytes * factors, np.float64)
 
     @property
     def devices(self) -> int:
@@ -200,10 +208,12 @@ def _from_file(path: Path) -> Cluster:
 
 
 def _built(document: RegularCluster | GraphCluster, device: Device) -> Cluster:
+    memories = document.memories()
     return Cluster(
         name=document.name,
         title=document.title,
         device=device,
         network=document.network(device),
         speed_factors=_frozen(document.speeds()),
+        memory_factors=None if (memories == 1).all() else _frozen(memories),
     )

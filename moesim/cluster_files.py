@@ -52,7 +52,7 @@ def _written(dimension: Dimension, *, zero: bool) -> BeforeValidator:
 Bandwidth = Annotated[str, _written("bytes_per_s", zero=False)]
 Latency = Annotated[str, _written("s", zero=True)]
 Positive = Annotated[int, Field(strict=True, ge=1)]
-Speed = Annotated[float, Field(gt=0)]
+Factor = Annotated[float, Field(gt=0)]
 ClusterName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_.-]*$", max_length=64)]
 Vertex = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_.-]*$", max_length=64)]
 Text = Annotated[str, StringConstraints(min_length=1)]
@@ -64,12 +64,12 @@ def _shape(value: object) -> str | None:
     return "list" if isinstance(value, list | tuple) else None
 
 
-SpeedFactors = Annotated[
-    Annotated[tuple[Speed, ...], Tag("list")]
-    | Annotated[dict[Annotated[int, Field(ge=0)], Speed], Tag("mapping")],
+Factors = Annotated[
+    Annotated[tuple[Factor, ...], Tag("list")]
+    | Annotated[dict[Annotated[int, Field(ge=0)], Factor], Tag("mapping")],
     Discriminator(
         _shape,
-        custom_error_type="speed_factors",
+        custom_error_type="factors",
         custom_error_message="a list or a mapping {device index: factor} is needed",
     ),
 ]
@@ -100,8 +100,10 @@ class RegularCluster(Document):
     """Name of a bundled device, or a file (relative to this one)."""
     nodes: Positive
     devices_per_node: Positive
-    speed_factors: SpeedFactors | None = None
+    speed_factors: Factors | None = None
     """One per device, or device index → factor where it is not 1."""
+    memory_factors: Factors | None = None
+    """The same for the memory of the devices."""
     scale_up: LinkOverride = LinkOverride()
     nic: LinkOverride = LinkOverride()
     nics_per_node: Positive | None = None
@@ -112,21 +114,8 @@ class RegularCluster(Document):
         count = self.nodes * self.devices_per_node
         if count > MAX_DEVICES:
             raise InputError("too many devices", found=count, allowed=f"at most {MAX_DEVICES}")
-        if isinstance(self.speed_factors, tuple) and len(self.speed_factors) != count:
-            raise InputError(
-                "one speed factor per device is needed",
-                field="speed_factors",
-                found=f"{len(self.speed_factors)} factors",
-                allowed=str(count),
-                fix="list all, or write a mapping {device index: factor}",
-            )
-        if isinstance(self.speed_factors, dict) and max(self.speed_factors, default=0) >= count:
-            raise InputError(
-                "no such device",
-                field="speed_factors",
-                found=max(self.speed_factors),
-                allowed=f"0 … {count - 1}",
-            )
+        _check_factors("speed_factors", self.speed_factors, count)
+        _check_factors("memory_factors", self.memory_factors, count)
         if self.nics_per_node and self.devices_per_node % self.nics_per_node:
             raise InputError(
                 "the devices of a node do not divide by its network cards",
@@ -150,12 +139,39 @@ class RegularCluster(Document):
 
     def speeds(self) -> np.ndarray:
         """[G] float64 compute speed of each device, relative to its profile."""
-        if isinstance(self.speed_factors, tuple):
-            return np.array(self.speed_factors, np.float64)
-        result = np.ones(self.nodes * self.devices_per_node)
-        for index, factor in (self.speed_factors or {}).items():
-            result[index] = factor
-        return result
+        return _factor_of_device(self.speed_factors, self.nodes * self.devices_per_node)
+
+    def memories(self) -> np.ndarray:
+        """[G] float64 memory of each device, relative to its profile."""
+        return _factor_of_device(self.memory_factors, self.nodes * self.devices_per_node)
+
+
+def _check_factors(
+    field: str, factors: tuple[float, ...] | dict[int, float] | None, devices: int
+) -> None:
+    if isinstance(factors, tuple) and len(factors) != devices:
+        raise InputError(
+            f"one {field.removesuffix('s').replace('_', ' ')} per device is needed",
+            field=field,
+            found=f"{len(factors)} factors",
+            allowed=str(devices),
+            fix="list all, or write a mapping {device index: factor}",
+        )
+    if isinstance(factors, dict) and max(factors, default=0) >= devices:
+        raise InputError(
+            "no such device", field=field, found=max(factors), allowed=f"0 … {devices - 1}"
+        )
+
+
+def _factor_of_device(
+    factors: tuple[float, ...] | dict[int, float] | None, devices: int
+) -> np.ndarray:
+    if isinstance(factors, tuple):
+        return np.array(factors, np.float64)
+    result = np.ones(devices)
+    for index, factor in (factors or {}).items():
+        result[index] = factor
+    return result
 
 
 class DrawnDevice(Document):
@@ -163,7 +179,8 @@ class DrawnDevice(Document):
 
     name: Vertex
     node: Annotated[int, Field(strict=True, ge=0)]
-    speed_factor: Speed = 1.0
+    speed_factor: Factor = 1.0
+    memory_factor: Factor = 1.0
 
 
 class DrawnLink(Document):
@@ -257,6 +274,10 @@ class GraphCluster(Document):
     def speeds(self) -> np.ndarray:
         """[G] float64 compute speed of each device, relative to its profile."""
         return np.array([drawn.speed_factor for drawn in self.devices], np.float64)
+
+    def memories(self) -> np.ndarray:
+        """[G] float64 memory of each device, relative to its profile."""
+        return np.array([drawn.memory_factor for drawn in self.devices], np.float64)
 
 
 def _repeated(items: Iterable[Any]) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -16,7 +17,9 @@ from moesim.planners.validation import PlacementValidation
 from moesim.step import StepCost
 from moesim.workload import Batches, Phase
 
-__all__ = ["Bound", "PlanOutcome", "PlanRequest", "PlannerScore"]
+__all__ = ["Bound", "PlanOutcome", "PlanRequest", "PlannerScore", "SlotsForm"]
+
+SlotsForm = Literal["equal", "free-per-layer"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,8 @@ class PlanRequest:
         cluster: Short name or file.
         planner: Name of a planner, or ``auto`` for all that suit.
         redundant: Further slots per layer for copies of experts.
+        slots: Whether every device gets equally many expert slots in a layer, as serving engines
+            need it, or as many as its memory holds over all layers.
         distinct_copies: Whether no device may hold two copies of an expert.
         comm: Form of communication.
         phase: Prefill or decode.
@@ -53,6 +58,7 @@ class PlanRequest:
     cluster: str | None = None
     planner: str = "auto"
     redundant: int = 0
+    slots: SlotsForm = "equal"
     distinct_copies: bool = False
     comm: CommForm = "home-rank"
     phase: Phase = "prefill"

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 import moesim
 from moesim.bound import step_lower_bound
+from moesim.cluster import Cluster
 from moesim.errors import InfeasibleError, InputError, UsageError
 from moesim.memory import check_memory
+from moesim.model import ModelSpec
 from moesim.placement import Placement, read_plan
 from moesim.planners.moves import limit_moves
 from moesim.planners.outcome import Bound, PlannerScore, PlanOutcome, PlanRequest
@@ -32,6 +34,9 @@ __all__ = ["BASELINE", "make_plan"]
 AUTO = ("contiguous", "random", "lpt", "lpt-swap", "eplb", "moetuner", "joint")
 """What ``auto`` runs and compares: one of every kind whose plan engines can load."""
 
+FREE = (*AUTO, "lpt-swap-free", "moetuner-free")
+"""What ``auto`` runs where devices may hold unequally many experts in a layer."""
+
 BASELINE = "contiguous"
 """What engines do without a plan, so what every gain is counted against."""
 
@@ -53,26 +58,32 @@ def make_plan(request: PlanRequest, say: Callable[[str], object] = lambda _: Non
         raise UsageError(
             "--max-moves counts changes against a plan\nfix: give it with --warm-start FILE"
         )
-    names = [BASELINE, *([request.planner] if request.planner != "auto" else AUTO)]
-    names += request.beside
+    free = request.slots == "free-per-layer"
+    auto = FREE if free else AUTO
+    wanted: tuple[str, ...] = auto if request.planner == "auto" else (request.planner,)
+    names = [BASELINE, *wanted, *request.beside]
     for name in names:
         find_planner(name)
+    if free and wanted != auto and PLANNERS[request.planner].engine_ready:
+        raise UsageError(
+            f"--slots free-per-layer: {request.planner} gives every device equally many slots\n"
+            "fix: use --planner lpt-swap-free or moetuner-free, or leave out --slots"
+        )
     model, cluster = model_and_cluster(request)
     slots = expert_slots(model, cluster, request.redundant)
-    check_memory(model, cluster, slots)
+    wanted, skipped = _that_fit(wanted, model, cluster, slots)
     say("reading the trace")
     work = workload(request, model, cluster)
     problem = placement_problem(request, model, cluster, work, slots)
-    scores, skipped = {}, {}
-    for name in dict.fromkeys(names):
+    scores = {}
+    for name in dict.fromkeys((BASELINE, *wanted, *request.beside)):
         say(f"planner {name}")
         try:
             scores[name] = _run(name, problem, work)
         except InfeasibleError as error:
-            if request.planner == name:
+            if wanted == (name,):
                 raise
             skipped[name] = str(error).replace("\nfix: ", "; ")
-    wanted = AUTO if request.planner == "auto" else (request.planner,)
     candidates = [name for name in scores if name in wanted]
     chosen = min(candidates, key=lambda name: scores[name].cost.step_s)
     if request.warm_start is not None:
@@ -112,6 +123,24 @@ def make_plan(request: PlanRequest, say: Callable[[str], object] = lambda _: Non
         planning_batches=work.planning.batches,
         holdout_batches=work.holdout.batches if work.holdout else None,
     )
+
+
+def _that_fit(
+    wanted: tuple[str, ...], model: ModelSpec, cluster: Cluster, slots: int
+) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The planners whose plans can be loaded, and why the others' cannot.
+
+    Raises:
+        InfeasibleError: If none can.
+    """
+    following = tuple(name for name in wanted if PLANNERS[name].follows_memory)
+    check_memory(model, cluster, slots, free=bool(following))
+    try:
+        check_memory(model, cluster, slots)
+    except InfeasibleError as error:
+        reason = str(error).replace("\nfix: ", "; ")
+        return following, {name: reason for name in wanted if name not in following}
+    return wanted, {}
 
 
 def _run(name: str, problem: PlacementProblem, work: PlanWorkload) -> PlannerScore:

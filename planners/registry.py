@@ -34,6 +34,7 @@ class PlannerEntry:
         distinct_copies: Whether it never puts two copies of an expert on one device while the
             slots allow that (S ≤ E · G).
         engine_ready: Whether every device gets equally many slots, as serving engines need it.
+        follows_memory: Whether devices with more memory get more experts.
     """
 
     name: str
@@ -42,6 +43,7 @@ class PlannerEntry:
     exact: bool = False
     distinct_copies: bool = True
     engine_ready: bool = True
+    follows_memory: bool = False
 
 
 def find_planner(name: str) -> PlannerEntry:
@@ -122,6 +124,7 @@ _ENTRIES = (
         _timed(free_slots.lpt_swap_free),
         "LPT, moves and swaps with free numbers of experts per device and layer",
         engine_ready=False,
+        follows_memory=True,
     ),
     PlannerEntry(
         "eplb",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from moesim.cluster import Cluster, load_cluster
 from moesim.errors import InputError, UsageError
+from moesim.memory import expert_memory_bytes
 from moesim.model import ModelSpec, load_model
 from moesim.model.transforms import check_routing_of_trace, transform_model
 from moesim.planners.outcome import PlanRequest
@@ -62,6 +63,9 @@ def placement_problem(
         pair_bandwidth_bytes_per_s=cluster.pair_bandwidth_bytes_per_s,
         seed=request.seed,
         time_limit_s=request.time_limit_s,
+        memory_factors=None
+        if cluster.memory_factors is None
+        else expert_memory_bytes(model, cluster),
         distinct_copies=request.distinct_copies,
         cost=work.search,
     )

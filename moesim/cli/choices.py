@@ -14,6 +14,7 @@ __all__ = [
     "EngineOption",
     "OverlapOption",
     "PhaseOption",
+    "SlotsOption",
     "TransformOption",
 ]
 
@@ -30,6 +31,13 @@ class CommOption(StrEnum):
 
     HOME_RANK = "home-rank"
     CHAIN = "chain"
+
+
+class SlotsOption(StrEnum):
+    """Expert slots of a device."""
+
+    EQUAL = "equal"
+    FREE_PER_LAYER = "free-per-layer"
 
 
 class CostOption(StrEnum):

@@ -221,6 +221,7 @@ def _cluster_data(cluster: Cluster) -> dict[str, Any]:
         "node_of_device": cluster.node_of_device.tolist(),
         "domain_of_device": cluster.domain_of_device.tolist(),
         "speed_factors": cluster.speed_factors.tolist(),
+        "memory_bytes": cluster.memory_bytes.tolist(),
         "link_kinds": _link_kinds(cluster),
         "pair_kinds": _pair_kinds(cluster),
     }
@@ -298,6 +299,9 @@ def _print_cluster(cluster: Cluster) -> None:
     slow = [f"{i}: {f:g}" for i, f in enumerate(cluster.speed_factors.tolist()) if f != 1]
     if slow:
         _print("speed factors other than 1: " + ", ".join(slow))
+    if cluster.memory_factors is not None:
+        other = [f"{i}: {f:g}" for i, f in enumerate(cluster.memory_factors.tolist()) if f != 1]
+        _print("memory factors other than 1: " + ", ".join(other))
 
 
 def _table(title: str, *columns: str) -> Table:

@@ -17,6 +17,7 @@ from moesim.cli.choices import (
     CostOption,
     EngineOption,
     PhaseOption,
+    SlotsOption,
     TransformOption,
 )
 from moesim.cli.console import Console, JsonOption, OutOption, QuietOption, SeedOption
@@ -53,6 +54,13 @@ def plan(
         str, typer.Option(help="A planner's name, or auto: run those that suit, keep the best.")
     ] = "auto",
     redundant: Annotated[int, typer.Option(help="Slots per layer for copies of experts.")] = 0,
+    slots: Annotated[
+        SlotsOption,
+        typer.Option(
+            help="Equally many experts per device in every layer, or as memory allows over all "
+            "layers (no serving engine loads that)."
+        ),
+    ] = SlotsOption.EQUAL,
     distinct_copies: Annotated[
         bool,
         typer.Option("--distinct-copies", help="Never two copies of an expert on one device."),
@@ -129,6 +137,7 @@ def plan(
         cluster=cluster,
         planner=planner,
         redundant=redundant,
+        slots=slots.value,
         distinct_copies=distinct_copies,
         comm=comm.value,
         phase=phase.value,
