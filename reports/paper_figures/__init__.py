@@ -9,6 +9,7 @@ from __future__ import annotations
 PAPERS: dict[str, str] = {
     "deepseek-serving": "moesim.reports.paper_figures.deepseek_serving",
     "cloudmatrix384": "moesim.reports.paper_figures.cloudmatrix384",
+    "deepep": "moesim.reports.paper_figures.deepep",
     "deepseek-insights": "moesim.reports.paper_figures.deepseek_insights",
     "edge-moe": "moesim.reports.paper_figures.edge_moe",
     "sglang-96-h100": "moesim.reports.paper_figures.sglang_96_h100",
