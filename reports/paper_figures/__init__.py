@@ -15,6 +15,7 @@ PAPERS: dict[str, str] = {
     "sglang-96-h100": "moesim.reports.paper_figures.sglang_96_h100",
     "sglang-gb200": "moesim.reports.paper_figures.sglang_gb200",
     "sglang-kimi-k2": "moesim.reports.paper_figures.sglang_kimi_k2",
+    "sglang-mtp": "moesim.reports.paper_figures.sglang_mtp",
     "transforms": "moesim.reports.paper_figures.transforms",
 }
 """Module by paper id; modules are imported when they are needed."""
