@@ -11,6 +11,7 @@ from moesim.reports import capacity_figures as figures
 from moesim.reports import capacity_text as text
 from moesim.reports import markdown_parts as parts
 from moesim.reports import page
+from moesim.reports.explorer import domain, explorer
 from moesim.reports.plan_report import Fact, Table
 from moesim.reports.svg import standalone
 from moesim.safe_io import write_atomic
@@ -167,6 +168,42 @@ def _html(data: Data, pictures: dict[str, Any], command: str) -> str:
     )
 
 
+def _explored(data: Data) -> str:
+    """The frontier with intervals, by kind of deployment."""
+    points = [
+        {
+            "x": 1 / one["tpot_s"],
+            "y": one["tokens_per_s_per_device"],
+            "lo": one["lo"],
+            "hi": one["hi"],
+            "group": _kind(one),
+            "label": f"{one['name']}: {1 / one['tpot_s']:.0f} tokens/s per user, "
+            f"{one['tokens_per_s_per_device']:,.0f} per device ({one['lo']:,.0f} … "
+            f"{one['hi']:,.0f}), TTFT {format_seconds(one['ttft_s'])}",
+        }
+        for one in data["frontier"]
+    ]
+    ends = [point[name] for point in points for name in ("lo", "hi")]
+    return explorer(
+        "points",
+        {
+            "title": "Frontier by kind of deployment",
+            "x": {
+                "name": "tokens/s per user",
+                "domain": domain([point["x"] for point in points]),
+            },
+            "y": {"name": "tokens/s per device", "log": True, "domain": domain(ends, log=True)},
+            "points": points,
+        },
+    )
+
+
+def _kind(one: Data) -> str:
+    if one.get("prefill_workers"):
+        return "prefill and decode workers"
+    return "one pool, attention DP" if one["layout"]["dp"] > 1 else "one pool, TP"
+
+
 def _sections(data: Data, pictures: dict[str, Any], command: str) -> Iterable[str]:
     flags = "".join(
         f"<div><h3>{escape(worker)}</h3><pre><code>{escape(chr(10).join(lines))}</code></pre></div>"
@@ -179,6 +216,7 @@ def _sections(data: Data, pictures: dict[str, Any], command: str) -> Iterable[st
             "Frontier",
             " ".join(_crossovers(data)),
             page.figures(both),
+            _explored(data),
             page.table(_frontier(data)),
         )
     yield page.section(

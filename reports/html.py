@@ -1,7 +1,7 @@
-"""A plan as one HTML page: no scripts, nothing loaded, readable on a phone, on paper, in the dark.
+"""A plan as one HTML page: nothing loaded, readable on a phone, on paper, in the dark.
 
-Everything that came from outside passes :func:`html.escape`; the page also forbids scripts and
-loading by its own content security policy, should an escape ever be missing.
+Everything that came from outside passes :func:`html.escape`; the page also forbids loading, and all
+scripts but its own, by its content security policy, should an escape ever be missing.
 """
 
 from __future__ import annotations
@@ -10,7 +10,10 @@ from collections.abc import Iterable
 from html import escape
 from typing import TYPE_CHECKING
 
-from moesim.reports import figures, page, validated
+import numpy as np
+
+from moesim.reports import arithmetic, figures, page, validated
+from moesim.reports.explorer import explorer
 from moesim.reports.plan_report import PlannerRow, PlanReport, build_report
 from moesim.reports.text import clean
 
@@ -44,6 +47,7 @@ def _sections(report: PlanReport, outcome: PlanOutcome) -> Iterable[str]:
         page.figure(figures.expert_load(outcome)),
         f'<div class="card stats">{page.facts(report.load, "list")}</div></div>',
         page.figures(figures.device_load(outcome)),
+        _device_loads(outcome),
     )
     yield page.section(
         "Traffic between devices",
@@ -51,6 +55,7 @@ def _sections(report: PlanReport, outcome: PlanOutcome) -> Iterable[str]:
         if outcome.cluster.nodes > 1
         else "Bytes per step, all layers, both ways.",
         page.figures(figures.traffic(outcome)),
+        _traffic(outcome),
     )
     yield page.section(
         "Time per layer", "", page.figures(figures.layer_time(outcome)), _legend(outcome)
@@ -82,6 +87,62 @@ def _sections(report: PlanReport, outcome: PlanOutcome) -> Iterable[str]:
         f'<div class="card"><pre><code>{escape(report.command)}</code></pre></div>',
         page.table(report.inputs, "text", code=True) if report.inputs.rows else "",
     )
+
+
+def _device_loads(outcome: PlanOutcome) -> str:
+    """Load of every device under every planner, layer by layer."""
+    loads = {
+        name: arithmetic.device_load(outcome, score.cost) for name, score in outcome.scores.items()
+    }
+    return explorer(
+        "heat",
+        {
+            "title": "Device load under every planner",
+            "variant_name": "planner",
+            "row_name": "layer",
+            "column_name": "device",
+            "unit": "× the layer's mean",
+            "even": True,
+            "rows": [str(layer) for layer in outcome.moe_layers],
+            "columns": [str(device) for device in range(outcome.cluster.devices)],
+            "variants": [
+                {"name": clean(name), "values": np.round(load, 4).tolist()}
+                for name, load in loads.items()
+            ],
+        },
+    )
+
+
+def _traffic(outcome: PlanOutcome) -> str:
+    """Bytes from device to device under every planner."""
+    devices = [str(device) for device in range(outcome.cluster.devices)]
+    return explorer(
+        "heat",
+        {
+            "title": "Traffic under every planner",
+            "variant_name": "planner",
+            "row_name": "sender",
+            "column_name": "receiver",
+            "unit": "MB per step",
+            "even": False,
+            "rows": devices,
+            "columns": devices,
+            "variants": [
+                {
+                    "name": clean(name),
+                    "values": np.round(_between(score.cost.traffic_bytes) / 1e6, 4).tolist(),
+                }
+                for name, score in outcome.scores.items()
+            ],
+        },
+    )
+
+
+def _between(sent: np.ndarray) -> np.ndarray:
+    """Without what stays on a device."""
+    kept = np.array(sent, np.float64)
+    np.fill_diagonal(kept, 0.0)
+    return kept
 
 
 def _legend(outcome: PlanOutcome) -> str:

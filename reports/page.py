@@ -1,6 +1,7 @@
 """The parts of a page: everything from outside is escaped here.
 
-A page has no scripts and loads nothing; its own content security policy forbids both.
+A page loads nothing, and has no script but that of its explorers; its own content security policy
+forbids everything else.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from html import escape
 from pathlib import Path
 from string import Template
 
+from moesim.reports.explorer import script_policy, script_text
 from moesim.reports.figures import Picture
 from moesim.reports.plan_report import Fact, Table
 from moesim.reports.text import keep_units
@@ -52,7 +54,11 @@ def render_page(
         sections: Of :func:`section`.
     """
     template = Template((_TEMPLATES / "plan.html").read_text(encoding="utf-8"))
+    body = "\n".join(sections)
+    moves = "data-explore=" in body
     return template.substitute(
+        policy=script_policy() if moves else "script-src 'none'",
+        script=f"<script>{script_text()}</script>" if moves else "",
         title=escape(title),
         version=escape(version),
         style=(_TEMPLATES / "plan.css").read_text(encoding="utf-8").strip(),
@@ -60,7 +66,7 @@ def render_page(
         lead="\n".join(f'<p class="lead">{prose(text)}</p>' for text in lead),
         facts=facts(top_facts, "facts"),
         notes=notes(remarks),
-        sections="\n".join(sections),
+        sections=body,
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import moesim
 from moesim.reports import page
+from moesim.reports.explorer import domain, explorer
 from moesim.reports.offload_papers import OffloadPaper
 from moesim.reports.paper_run import PublishedPaper
 from moesim.reports.papers import PaperResult
@@ -55,7 +56,37 @@ def render_papers(results: Sequence[Result]) -> str:
             for name, of in checks.items()
         ],
         remarks=[],
-        sections=_sections(results),
+        sections=[
+            page.section("Predicted against published", "", parity(rows)),
+            *_sections(results),
+        ],
+    )
+
+
+def parity(rows: Sequence[ValidationRow], title: str = "All predicted figures") -> str:
+    """Predictions over references, each against its own scale, grouped by paper or quantity."""
+    points = [
+        {
+            "x": row.reference,
+            "y": row.predicted,
+            "group": clean(row.id.partition(":")[0]) if row.check else clean(row.source),
+            "label": f"{clean(row.id)}: published {row.reference:.4g} {clean(row.unit)}, "
+            f"predicted {row.predicted:.4g}",
+        }
+        for row in rows
+        if row.predicted is not None and row.predicted > 0 and row.reference > 0
+    ]
+    ends = [float(str(point[name])) for point in points for name in ("x", "y")]
+    both = {"log": True, "domain": domain(ends, log=True)}
+    return explorer(
+        "points",
+        {
+            "title": title,
+            "x": {"name": "published", **both},
+            "y": {"name": "predicted", **both},
+            "diagonal": True,
+            "points": points,
+        },
     )
 
 

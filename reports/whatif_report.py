@@ -14,6 +14,7 @@ import numpy as np
 
 from moesim.reports import markdown_parts as parts
 from moesim.reports import page, whatif_figures
+from moesim.reports.explorer import explorer
 from moesim.reports.plan_report import Fact, Table
 from moesim.reports.svg import standalone
 from moesim.reports.text import NOTHING, clean, count, percent, sentence
@@ -233,6 +234,43 @@ def _method(found: WhatIf) -> tuple[Fact, ...]:
     )
 
 
+def _explored(found: WhatIf, curves: CurvesOfBatch) -> str:
+    """Every policy at a number of slots that the reader moves."""
+    of = found.memory
+    shown = list(curves.policies.values())
+    faster = [*shown, *curves.with_cpu.values()]
+    notes = [
+        f"{size * of.slot_bytes / 1e9:.3g} GB of slots, "
+        + (f"room for {count(float(tokens))} tokens" if tokens >= 0 else "no room for tokens")
+        for size, tokens in zip(of.slots.tolist(), of.kv_tokens.tolist(), strict=True)
+    ]
+    return explorer(
+        "lines",
+        {
+            "title": f"Move the cache, batch {curves.batch}",
+            "sizes": of.slots.tolist(),
+            "size_name": "slots per layer",
+            "chosen": int(found.recommendation.slots),
+            "notes": notes,
+            "measures": [
+                _measure("hit rate", "%", [(one.name, 100 * one.hit_rate) for one in shown]),
+                _measure("tokens/s", "tokens/s", [(one.name, one.tokens_per_s) for one in faster]),
+            ],
+        },
+    )
+
+
+def _measure(name: str, unit: str, series: Iterable[tuple[str, np.ndarray]]) -> dict[str, object]:
+    return {
+        "name": name,
+        "unit": unit,
+        "series": [
+            {"name": clean(title), "values": [round(float(value), 4) for value in values]}
+            for title, values in series
+        ],
+    }
+
+
 def _html(report: WhatIfReport, found: WhatIf) -> str:
     chosen = found.recommendation.slots
     sections = []
@@ -243,6 +281,7 @@ def _html(report: WhatIfReport, found: WhatIf) -> str:
                 f"Batch {curves.batch}",
                 f"An event asks for {curves.union:.3g} distinct experts on average.",
                 page.figures(pictures),
+                _explored(found, curves),
                 page.table(hits),
                 page.table(speeds),
             )

@@ -1,6 +1,7 @@
 """The page: whole, closed to the outside, the same every time, and usable by everyone."""
 
 import hashlib
+import json
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from moesim.reports import render_html, write_report
+from moesim.reports.explorer import script_policy, script_text
 from moesim.reports.plan_report import build_report
 from tests.reports.outcome_fixture import HOSTILE
 
@@ -66,11 +68,21 @@ def test_tags_balance(page, big_page):
         assert _Page(text).open == []
 
 
-def test_nothing_is_loaded_and_nothing_runs(page, big_page):
+def only_own_scripts(text):
+    """Scripts are data, or the one that the policy names by its hash."""
+    scripts = re.findall(r"<script([^>]*)>(.*?)</script>", text, re.S)
+    own = [body for attributes, body in scripts if "application/json" not in attributes]
+    assert own == [script_text()]
+    assert script_policy() in text
+    return [json.loads(body) for attributes, body in scripts if "application/json" in attributes]
+
+
+def test_nothing_is_loaded_and_nothing_else_runs(page, big_page):
     for text in (page, big_page):
         parsed = _Page(text)
+        assert len(only_own_scripts(text)) == 2
         tags = {tag for tag, _ in parsed.elements}
-        assert not tags & {"script", "link", "iframe", "object", "embed", "form", "base", "img"}
+        assert not tags & {"link", "iframe", "object", "embed", "form", "base", "img"}
         for tag, attrs in parsed.elements:
             for name, value in attrs.items():
                 assert not name.startswith("on"), tag
@@ -87,7 +99,7 @@ def test_hostile_text_stays_text(hostile):
     text = render_html(hostile)
     parsed = _Page(text)
     assert parsed.open == []
-    assert not parsed.all("script")
+    only_own_scripts(text)
     assert not parsed.all("img")
     assert not any(name.startswith("on") for _, attrs in parsed.elements for name in attrs)
     assert "\x1b" not in text
