@@ -18,6 +18,7 @@ from moesim.cli import (
     plan,
     plan_moge,
     simulate,
+    sweep,
     trace,
     validate,
     whatif,
@@ -46,6 +47,7 @@ app.add_typer(calibrate.app, name="calibrate")
 app.add_typer(whatif.app, name="whatif")
 app.add_typer(validate.app, name="validate")
 app.add_typer(kernels.app, name="kernels")
+app.command("sweep")(sweep.sweep)
 app.command("doctor")(doctor.doctor)
 
 

@@ -12,6 +12,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,6 +28,7 @@ __all__ = [
     "QuietOption",
     "ResultOutOption",
     "SeedOption",
+    "capture",
     "listed",
     "run",
 ]
@@ -43,6 +45,20 @@ OutOption = Annotated[
 ResultOutOption = Annotated[
     Path | None, typer.Option("--out", help="File that receives the result as JSON.")
 ]
+
+
+_captured: ContextVar[list[dict[str, Any]] | None] = ContextVar("captured", default=None)
+
+
+@contextmanager
+def capture() -> Iterator[list[dict[str, Any]]]:
+    """Collect results as data, instead of printing them, of verbs called inside this process."""
+    results: list[dict[str, Any]] = []
+    token = _captured.set(results)
+    try:
+        yield results
+    finally:
+        _captured.reset(token)
 
 
 class Console:
@@ -66,6 +82,10 @@ class Console:
 
     def result(self, data: dict[str, Any], show: Callable[[], object] | str) -> None:
         """The result, on stdout: ``data`` as JSON with ``--json``, else what ``show`` prints."""
+        captured = _captured.get()
+        if captured is not None:
+            captured.append(data)
+            return
         if self.out is not None:
             from moesim.safe_io import write_json
 

@@ -1,0 +1,1 @@
+"""Studies over grids: the same verb for every combination of its options, kept in one store."""

@@ -1,0 +1,22 @@
+"""Points that workers compute in tests; workers import them by name."""
+
+import os
+import signal
+import time
+
+
+def double(options):
+    if options["x"] == 13:
+        return {"ok": False, "error": {"message": "thirteen", "exit_code": 2}}
+    return {"ok": True, "result": {"y": 2 * options["x"], "many": [1, 2]}}
+
+
+def slow(options):
+    time.sleep(0.02)
+    return double(options)
+
+
+def dies_of_seven(options):
+    if options["x"] == 7:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return double(options)
