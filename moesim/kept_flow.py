@@ -31,7 +31,7 @@ ITERATIONS = 40
 """Subgradient steps by default; the first dozen gain most."""
 
 DEVICE_SHARE = 4
-"""Bounds on devices, whose links are the fast ones, get iterations / 4 of the steps."""
+"""Where there are several nodes, bounds on devices get iterations / 4: their links are fast."""
 
 
 def kept_at_most(
@@ -117,7 +117,8 @@ def travel_at_least(
     found = np.zeros(len(transitions))
     for layer, flow in enumerate(transitions):
         kept = []
-        for parts, steps in ((nodes, iterations), (devices, iterations // DEVICE_SHARE)):
+        fewer = iterations // (DEVICE_SHARE if nodes > 1 else 1)
+        for parts, steps in ((nodes, iterations), (devices, fewer)):
             aim = None
             if device_of is not None:
                 part = device_of[layer : layer + 2] * parts // devices

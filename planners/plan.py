@@ -31,7 +31,19 @@ if TYPE_CHECKING:
 
 __all__ = ["BASELINE", "make_plan"]
 
-AUTO = ("contiguous", "random", "lpt", "lpt-swap", "eplb", "moetuner", "joint")
+AUTO = (
+    "contiguous",
+    "random",
+    "lpt",
+    "lpt-swap",
+    "eplb",
+    "eplb-global",
+    "cooccurrence",
+    "exflow",
+    "grace",
+    "moetuner",
+    "joint",
+)
 """What ``auto`` runs and compares: one of every kind whose plan engines can load."""
 
 FREE = (*AUTO, "lpt-swap-free", "moetuner-free")

@@ -60,6 +60,8 @@ class PlacementProblem:
         speed_factors: [G] float64, relative speed of each device (1 is nominal).
         transitions: [L-1, E, E] float64, assignments that go from expert i of a layer to expert j
             of the next, or None if unknown.
+        coactivation: [L, E, E] float64, tokens that use both experts in a layer, or None if
+            unknown.
         pair_bandwidth_bytes_per_s: [G, G] float64 from device g to h; the diagonal is not used.
         seed: Of everything random.
         time_limit_s: For planners that run a solver.
@@ -84,6 +86,7 @@ class PlacementProblem:
     nodes: int = 1
     routing_groups: int = 1
     transitions: np.ndarray | None = None
+    coactivation: np.ndarray | None = None
     seed: int = 0
     time_limit_s: float = 60.0
     solver: SolverName = "auto"
@@ -94,10 +97,9 @@ class PlacementProblem:
     def __post_init__(self) -> None:
         for name in ("loads", "speed_factors", "pair_bandwidth_bytes_per_s"):
             object.__setattr__(self, name, np.asarray(getattr(self, name), np.float64))
-        if self.transitions is not None:
-            object.__setattr__(self, "transitions", np.asarray(self.transitions, np.float64))
-        if self.memory_factors is not None:
-            object.__setattr__(self, "memory_factors", np.asarray(self.memory_factors, np.float64))
+        for name in ("transitions", "coactivation", "memory_factors"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, np.asarray(getattr(self, name), np.float64))
         for check in _CHECKS:
             check(self)
 
@@ -237,23 +239,25 @@ def _check_devices(problem: PlacementProblem) -> None:
 
 
 def _check_flow(problem: PlacementProblem) -> None:
-    flow = problem.transitions
-    if flow is None:
-        return
-    expected = (problem.layers - 1, problem.experts, problem.experts)
-    if flow.shape != expected:
-        raise InputError(
-            "transitions do not fit the loads",
-            field="transitions",
-            found=f"shape {flow.shape}",
-            allowed=f"{expected}",
-        )
-    if flow.size and not (flow.min() >= 0 and flow.max() <= LARGEST_LOAD):
-        raise InputError(
-            "a transition count must be a finite number",
-            field="transitions",
-            allowed=f"0 … {LARGEST_LOAD:g}",
-        )
+    layers, experts = problem.layers, problem.experts
+    for name, counts, rows in (
+        ("transitions", problem.transitions, layers - 1),
+        ("coactivation", problem.coactivation, layers),
+    ):
+        if counts is None:
+            continue
+        expected = (rows, experts, experts)
+        if counts.shape != expected:
+            raise InputError(
+                f"{name} do not fit the loads",
+                field=name,
+                found=f"shape {counts.shape}",
+                allowed=f"{expected}",
+            )
+        if counts.size and not (counts.min() >= 0 and counts.max() <= LARGEST_LOAD):
+            raise InputError(
+                "a count must be a finite number", field=name, allowed=f"0 … {LARGEST_LOAD:g}"
+            )
 
 
 def _check_solver(problem: PlacementProblem) -> None:

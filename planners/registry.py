@@ -10,7 +10,17 @@ import numpy as np
 
 from moesim.errors import InfeasibleError, UsageError
 from moesim.hardware import near_names
-from moesim.planners import eplb, free_slots, greedy, joint, moetuner, node_groups, simple
+from moesim.planners import (
+    affinity_groups,
+    cooccurrence,
+    eplb,
+    free_slots,
+    greedy,
+    joint,
+    moetuner,
+    node_groups,
+    simple,
+)
 from moesim.planners.problem import (
     PlacementProblem,
     Planner,
@@ -142,6 +152,24 @@ _ENTRIES = (
         "eplb-global",
         _timed(eplb.eplb_global),
         "EPLB over all devices at once",
+        distinct_copies=False,
+    ),
+    PlannerEntry(
+        "cooccurrence",
+        _timed(cooccurrence.cooccurrence),
+        "TensorRT-LLM's: experts used together up to 0.8 of a device, the rest by load",
+        distinct_copies=False,
+    ),
+    PlannerEntry(
+        "exflow",
+        _timed(affinity_groups.exflow),
+        "ExFlow's: experts of neighbouring layers that follow one another, whatever the load",
+        distinct_copies=False,
+    ),
+    PlannerEntry(
+        "grace",
+        _timed(affinity_groups.grace),
+        "GRACE-MoE's: experts used together into nodes, then devices, by spectral clustering",
         distinct_copies=False,
     ),
     PlannerEntry(

@@ -60,6 +60,7 @@ def placement_problem(
         routing_groups=model.routing_groups,
         speed_factors=cluster.speed_factors,
         transitions=work.transitions,
+        coactivation=work.coactivation,
         pair_bandwidth_bytes_per_s=cluster.pair_bandwidth_bytes_per_s,
         seed=request.seed,
         time_limit_s=request.time_limit_s,

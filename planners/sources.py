@@ -17,6 +17,7 @@ from moesim.safe_io import sha256_file
 from moesim.step import StepEvaluator
 from moesim.traces.bundle import Trace, open_trace, sample_path
 from moesim.traces.counts import read_counts
+from moesim.traces.statistics import coactivation as count_pairs
 from moesim.traces.statistics import loads as count_loads
 from moesim.traces.statistics import transitions as count_transitions
 from moesim.workload import Batches, Phase, draw_batches, sample_routing, split_trace
@@ -48,6 +49,7 @@ class PlanWorkload:
         moe_layers: [L] model layer indices.
         loads: [L, E] assignments in the part that is planned on.
         transitions: [L − 1, E, E] pairs in that part; None where only counts are known.
+        coactivation: [L, E, E] pairs within a layer, likewise.
         search: Prices swaps on that part, on other batches.
         planning: Prices placements on that part.
         holdout: Prices them on the part that was kept back.
@@ -60,6 +62,7 @@ class PlanWorkload:
     moe_layers: tuple[int, ...]
     loads: np.ndarray
     transitions: np.ndarray | None
+    coactivation: np.ndarray | None
     search: SearchCost
     planning: StepEvaluator
     holdout: StepEvaluator | None
@@ -129,6 +132,7 @@ def from_trace(request: PlanRequest, model: ModelSpec, cluster: Cluster) -> Plan
         moe_layers=model.moe_layers,
         loads=count_loads(planning).astype(np.float64),
         transitions=count_transitions(planning).astype(np.float64),
+        coactivation=count_pairs(planning).astype(np.float64),
         search=search_cost(pricing, drawn, request.seed),
         planning=pricing,
         holdout=evaluator(holdout, request.seed + 1) if holdout else None,
@@ -180,6 +184,7 @@ def from_counts(
         moe_layers=model.moe_layers,
         loads=counts.loads,
         transitions=None,
+        coactivation=None,
         search=search_cost(pricing, [drawn], request.seed),
         planning=pricing,
         holdout=None,
