@@ -77,7 +77,9 @@ def lpt_swap(problem: PlacementProblem) -> np.ndarray:
         layers = np.flatnonzero(finish > bound * (1 + CLOSE))
         if not len(layers):
             break
-        open_layers = replace(problem, loads=problem.loads[layers], transitions=None)
+        open_layers = replace(
+            problem, loads=problem.loads[layers], transitions=None, coactivation=None
+        )
         copies = make_copies(open_layers, to_coldest)
         if copies.largest_count <= problem.devices:
             improve(layers, *pack(copies, speeds))

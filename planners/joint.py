@@ -3,7 +3,8 @@
 It starts from LPT with swaps, which is even and knows no links, and searches on by swaps of two
 copies that are priced on sampled batches (``search_cost.py``):
 
-- where tokens return to their rank, layer by layer (``token_search.py``);
+- where tokens return to their rank, layer by layer (``token_search.py``), also from placements
+  that keep experts together that tokens use together (``token_starts.py``);
 - where they travel from expert to expert, in all layers at once, from that start and from
   placements that keep as much flow at home as they can (``chain_search.py``).
 
@@ -25,6 +26,7 @@ from moesim.planners.greedy import lpt_swap
 from moesim.planners.problem import PlacementProblem, PlannerAnswer
 from moesim.planners.search_cost import SAMPLED_TOKENS, SearchCost
 from moesim.planners.token_search import anneal_layer
+from moesim.planners.token_starts import busiest_link_s, other_starts, rank_of_copy, token_uses
 
 __all__ = ["joint"]
 
@@ -60,13 +62,13 @@ def joint(problem: PlacementProblem) -> PlannerAnswer:
     _compile(chain)  # once per machine; not part of the search
     start_s = time.perf_counter()
     table = lpt_swap(problem).astype(np.int64)
-    room = problem.slots_per_device
-    at_start = np.broadcast_to(np.arange(problem.slots) // room, table.shape).copy()
-    copy_s = _copy_seconds(cost, table, room)
     if chain:
+        room = problem.slots_per_device
+        at_start = np.broadcast_to(np.arange(problem.slots) // room, table.shape).copy()
+        copy_s = _copy_seconds(cost, table, room)
         device_of, tried = _search_chain(problem, cost, table, at_start, copy_s)
     else:
-        device_of, tried = _search_layers(problem, cost, table, at_start, copy_s, start_s)
+        device_of, table, tried = _search_layers(problem, cost, table, start_s)
     order = np.lexsort((table, device_of), axis=1)
     found = np.take_along_axis(table, order, 1).astype(np.int32)
     return PlannerAnswer(found, time.perf_counter() - start_s, detail={"swaps_tried": float(tried)})
@@ -122,21 +124,9 @@ def _copy_seconds(cost: SearchCost, table: np.ndarray, room: int) -> np.ndarray:
     return np.stack(seconds, axis=2).astype(np.float32)
 
 
-def _rank_of_copy(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """[L, S] which copy of its expert a slot holds, and of how many."""
-    layers, slots = table.shape
-    rank = np.empty((layers, slots), np.int64)
-    count = np.zeros((layers, int(table.max()) + 1), np.int64)
-    every = np.arange(layers)
-    for slot in range(slots):
-        rank[:, slot] = count[every, table[:, slot]]
-        count[every, table[:, slot]] += 1
-    return rank, np.take_along_axis(count, table, 1)
-
-
 def _copy_tokens(tokens: np.ndarray, table: np.ndarray) -> np.ndarray:
     """[L, W, S] float64 tokens of every copy; those of an expert are dealt to its copies."""
-    rank, count = _rank_of_copy(table)
+    rank, count = rank_of_copy(table)
     whole = np.take_along_axis(tokens, table[:, None, :], 2)
     share = whole // count[:, None] + (rank[:, None] < whole % count[:, None])
     return share.astype(np.float64)
@@ -155,61 +145,63 @@ def _hot(problem: PlacementProblem) -> float:
 
 
 def _search_layers(
-    problem: PlacementProblem,
-    cost: SearchCost,
-    table: np.ndarray,
-    device_of: np.ndarray,
-    copy_s: np.ndarray,
-    start_s: float,
-) -> tuple[np.ndarray, int]:
-    """Every layer by itself, on all cores."""
-    proposals = _proposals(problem) // problem.layers
-    rank, count = _rank_of_copy(table)
-    late = np.zeros(problem.layers, bool)
+    problem: PlacementProblem, cost: SearchCost, table: np.ndarray, start_s: float
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Every layer by itself, from each of its starts, on all cores; the best of them is taken.
 
-    def search(layer: int) -> None:
-        if time.perf_counter() - start_s > problem.time_limit_s:
-            late[layer] = True
+    Returns:
+        device_of: [L, S] device of every copy.
+        table: [L, S] logical expert of every copy.
+        tried: Swaps.
+    """
+    tables = [table]
+    if cost.routing is not None:
+        tables += other_starts(problem)
+    room = problem.slots_per_device
+    at_start = np.arange(problem.slots) // room
+    places = [np.broadcast_to(at_start, table.shape).copy() for _ in tables]
+    seconds = np.full((len(tables), problem.layers), np.inf)
+    copies_s = [_copy_seconds(cost, copies, room) for copies in tables]
+    ranks = [rank_of_copy(copies) for copies in tables]
+    proposals = max(_proposals(problem) // problem.layers // len(tables), 1)
+    tried = np.zeros(seconds.shape, np.int64)
+
+    def search(job: tuple[int, int]) -> None:
+        layer, start = job
+        late = time.perf_counter() - start_s > problem.time_limit_s
+        if late and start:
             return
-        uses = _uses(cost, layer, table, rank, count)
-        anneal_layer(
-            device_of[layer],
-            table[layer],
-            uses,
-            np.ascontiguousarray(copy_s[layer]),
-            problem.speed_factors,
-            cost.node_of,
-            cost.nic_s / SAMPLED_TOKENS,
-            cost.port_s / SAMPLED_TOKENS,
-            proposals,
-            _hot(problem),
-            _hot(problem) * COOLING,
-            random_state(problem.seed * problem.layers + layer),
-        )
+        uses = token_uses(cost, layer, tables[start], *ranks[start])
+        copy_s = np.ascontiguousarray(copies_s[start][layer])
+        device_of = places[start][layer]
+        nic_s, port_s = cost.nic_s / SAMPLED_TOKENS, cost.port_s / SAMPLED_TOKENS
+        if not late:
+            tried[start, layer] = proposals
+            anneal_layer(
+                device_of,
+                tables[start][layer],
+                uses,
+                copy_s,
+                problem.speed_factors,
+                cost.node_of,
+                nic_s,
+                port_s,
+                proposals,
+                _hot(problem),
+                _hot(problem) * COOLING,
+                random_state(problem.seed * problem.layers + layer),
+            )
+        links_s = busiest_link_s(uses, device_of, cost.node_of, nic_s, port_s)
+        slowest_s = _slowest_s(copy_s[None], device_of[None], problem.speed_factors)
+        seconds[start, layer] = links_s + slowest_s
 
+    # All layers from the first start, then from the next: a late search has an answer for each.
+    jobs = [(layer, start) for start in range(len(tables)) for layer in range(problem.layers)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(search, range(problem.layers)))
-    return device_of, proposals * int((~late).sum())
-
-
-def _uses(
-    cost: SearchCost, layer: int, table: np.ndarray, rank: np.ndarray, count: np.ndarray
-) -> np.ndarray:
-    """[S, T/64] uint64 sampled tokens that use each copy of a layer; [S, 0] if none are sampled."""
-    slots = table.shape[1]
-    if cost.routing is None:
-        return np.zeros((slots, 0), np.uint64)
-    routing = cost.routing[layer]  # [T, K]
-    slot_of = np.full((int(table[layer].max()) + 1, int(count[layer].max())), -1)
-    slot_of[table[layer], rank[layer]] = np.arange(slots)
-    copies = np.zeros(len(slot_of), np.int64)
-    copies[table[layer]] = count[layer]
-    token = np.broadcast_to(np.arange(len(routing))[:, None], routing.shape)
-    used = routing >= 0
-    expert, token = routing[used], token[used]
-    by_token = np.zeros((slots, len(routing)), bool)
-    by_token[slot_of[expert, token % copies[expert]], token] = True
-    return np.packbits(by_token, axis=1).view(np.uint64)
+        list(pool.map(search, jobs))
+    best = seconds.argmin(axis=0)
+    every = np.arange(problem.layers)
+    return np.stack(places)[best, every], np.stack(tables)[best, every], int(tried.sum())
 
 
 def _search_chain(
@@ -266,7 +258,7 @@ def _distinct(table: np.ndarray) -> bool:
 def _flow(problem: PlacementProblem, cost: SearchCost, table: np.ndarray) -> np.ndarray:
     """[L − 1, S, S] float32 vectors per step between copies of neighbouring layers."""
     assert problem.transitions is not None  # noqa: S101 - the caller has checked
-    _, count = _rank_of_copy(table)
+    _, count = rank_of_copy(table)
     flow = np.empty((problem.layers - 1, problem.slots, problem.slots), np.float32)
     for layer, pairs in enumerate(problem.transitions):
         vectors = pairs[table[layer][:, None], table[layer + 1][None, :]]

@@ -143,6 +143,7 @@ def _node_problem(problem: PlacementProblem, node: int, loads: np.ndarray) -> Pl
         speed_factors=problem.speed_factors[here],
         pair_bandwidth_bytes_per_s=problem.pair_bandwidth_bytes_per_s[here, here],
         transitions=None,
+        coactivation=None,
         cost=None,
     )
 

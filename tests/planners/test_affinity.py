@@ -10,7 +10,7 @@ from moesim.errors import InputError
 from moesim.planners.affinity import pair_counts
 from moesim.planners.affinity_groups import equal_clusters
 from moesim.planners.cooccurrence import place_layer
-from moesim.planners.registry import run_planner
+from moesim.planners.registry import PLANNERS, run_planner
 from tests.benchmarks.placement_instances import make_instance
 from tests.planners.problems import make_problem, random_problem
 
@@ -131,3 +131,16 @@ def test_pairs():
         replace(problem, coactivation=np.ones((1, 2, 2)))
     with pytest.raises(InputError, match="coactivation"):
         replace(problem, coactivation=-np.ones((1, 3, 3)))
+
+
+@pytest.mark.parametrize("name", sorted(set(PLANNERS) - {"moetuner", "moetuner-free"}))
+def test_every_planner_takes_all_that_is_known(name):
+    """Planners that solve parts of a problem must cut its tables of pairs to the part too."""
+    rng = np.random.default_rng(11)
+    loads = rng.gamma(0.4, 100.0, (3, 16))
+    loads[1] = 1.0  # layers differ in what there is to improve
+    problem = make_problem(
+        loads, 8, 24, nodes=2, routing_groups=4,
+        coactivation=rng.random((3, 16, 16)), transitions=rng.random((2, 16, 16)),
+    )  # fmt: skip
+    assert run_planner(name, problem).physical_to_logical.shape == (3, 24)

@@ -13,8 +13,10 @@ from moesim.planners.compiled_random import below, random_state, uniform
 from moesim.planners.joint import joint
 from moesim.planners.outcome import PlanRequest
 from moesim.planners.plan import make_plan
+from moesim.planners.registry import run_planner
 from moesim.planners.search_cost import SAMPLED_TOKENS, SearchCost
 from moesim.planners.token_search import anneal_layer, link_seconds
+from moesim.planners.token_starts import busiest_link_s
 from moesim.planners.transport import transport
 from moesim.planners.verify import verify_placement
 from tests.benchmarks.placement_instances import make_instance, price
@@ -207,3 +209,63 @@ def test_the_sample_runs_faster_on_tokens_not_seen(comm):
     held_out = {name: score.holdout.step_s for name, score in outcome.scores.items()}
     assert outcome.chosen == "joint"
     assert min(held_out, key=held_out.get) == "joint"
+
+
+def grouped_tokens(rng, tokens, experts, groups, per_token, top_k, friends):
+    """[T, K] experts of tokens that pick groups which go together, in pairs of friends."""
+    size = experts // groups
+    rows = np.empty((tokens, top_k), np.int64)
+    for token in rows:
+        pair = (
+            friends[rng.integers(len(friends))] if rng.random() < 0.9 else rng.permutation(groups)
+        )
+        reach = np.concatenate([np.arange(g * size, (g + 1) * size) for g in pair[:per_token]])
+        token[:] = rng.choice(reach, top_k, replace=False)
+    return rows
+
+
+def node_hits(table, routing, devices, nodes):
+    """Distinct nodes per token."""
+    experts = table.shape[-1]
+    node = np.empty(experts, int)
+    node[table] = np.arange(experts) // (experts // nodes)
+    return np.mean([len(set(node[row])) for row in routing])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_groups_that_tokens_use_together_end_up_on_one_node(seed):
+    rng = np.random.default_rng(seed)
+    experts, groups, devices, nodes = 32, 8, 8, 4
+    friends = rng.permutation(groups).reshape(4, 2)
+    draw = [grouped_tokens(rng, SAMPLED_TOKENS, experts, groups, 2, 4, friends) for _ in range(2)]
+    loads = np.bincount(draw[0].ravel(), minlength=experts).astype(float)
+    pairs = np.zeros((experts, experts))
+    for row in draw[0]:
+        pairs[row[:, None], row] += 1
+    problem = make_problem(
+        loads[None], devices, nodes=nodes, routing_groups=groups, coactivation=pairs[None]
+    )
+    cost = make_cost(
+        problem, "home-rank", routing=draw[0][None], nic_s=10 * loads.sum(), port_s=1e-9
+    )
+    table = joint(replace(problem, cost=cost)).physical_to_logical[0]
+    even = run_planner("eplb", problem).physical_to_logical[0]
+    # Nine in ten tokens need one node; EPLB pairs the groups by load alone. Also on new tokens.
+    for routing in draw:
+        found = node_hits(table, routing, devices, nodes)
+        assert found < 1.2
+        assert found < node_hits(even, routing, devices, nodes) - 0.1
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_busiest_link_against_counting_tokens(seed):
+    rng = np.random.default_rng(seed)
+    devices, nodes, tokens = 6, 3, 128
+    uses = rng.random((18, tokens)) < 0.1
+    device_of, node_of = rng.permutation(np.arange(18) // 3), np.arange(devices) // 2
+    on_device = np.stack([uses[device_of == device].any(axis=0) for device in range(devices)])
+    in_node = np.stack([on_device[node_of == node].any(axis=0) for node in range(nodes)])
+    expected = link_seconds(in_node.sum(1), on_device.sum(1), node_of, 1e-3, 2e-4)
+    words = np.packbits(uses, axis=1).view(np.uint64)
+    assert busiest_link_s(words, device_of, node_of, 1e-3, 2e-4) == pytest.approx(expected)
+    assert busiest_link_s(words[:, :0], device_of, node_of, 1e-3, 2e-4) == 0
