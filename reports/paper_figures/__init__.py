@@ -12,6 +12,7 @@ PAPERS: dict[str, str] = {
     "deepep": "moesim.reports.paper_figures.deepep",
     "deepseek-insights": "moesim.reports.paper_figures.deepseek_insights",
     "edge-moe": "moesim.reports.paper_figures.edge_moe",
+    "pangu-pro-moe": "moesim.reports.paper_figures.pangu_pro_moe",
     "sglang-96-h100": "moesim.reports.paper_figures.sglang_96_h100",
     "sglang-gb200": "moesim.reports.paper_figures.sglang_gb200",
     "sglang-kimi-k2": "moesim.reports.paper_figures.sglang_kimi_k2",
