@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moesim.reports import sentences
+from moesim.reports import gain, sentences
 from moesim.reports.arithmetic import (
     before_after,
     device_load,
@@ -179,7 +179,7 @@ def build_report(outcome: PlanOutcome) -> PlanReport:
     return PlanReport(
         title=clean(f"Expert placement: {outcome.model.name} on {outcome.cluster.name}"),
         headline=sentences.headline(outcome),
-        lead=(sentences.planned(outcome), sentences.time(outcome), sentences.holdout(outcome)),
+        lead=_lead(outcome),
         facts=_facts(outcome, chosen, baseline),
         notes=_notes(outcome),
         planners=rows,
@@ -198,6 +198,12 @@ def build_report(outcome: PlanOutcome) -> PlanReport:
         command=clean(outcome.command),
         version=clean(outcome.version),
     )
+
+
+def _lead(outcome: PlanOutcome) -> tuple[str, ...]:
+    told = (sentences.planned(outcome), sentences.time(outcome), sentences.holdout(outcome))
+    more = (gain.sources(outcome), gain.why(outcome))
+    return (*told, *(sentence for sentence in more if sentence is not None))
 
 
 def _row(outcome: PlanOutcome, key: str) -> PlannerRow:

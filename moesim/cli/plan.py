@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -288,6 +288,8 @@ def _export(outcome: PlanOutcome, out: Path, engines: list[str] | None) -> PlanO
 
 
 def _to_json(outcome: PlanOutcome) -> dict[str, Any]:
+    from moesim.reports.gain import gain_sources, why
+
     chosen = outcome.scores[outcome.chosen]
     return {
         "schema": "moesim.plan/1",
@@ -316,6 +318,8 @@ def _to_json(outcome: PlanOutcome) -> dict[str, Any]:
             "gap": outcome.bound.gap,
             "proven": outcome.bound.proven,
         },
+        "gain": asdict(gain_sources(outcome.scores[outcome.baseline].cost, chosen.cost)),
+        "why": why(outcome),
         "planners": {
             name: _cost_json(score.cost)
             | {"solve_s": score.solve_s, "outcome": score.outcome, "detail": score.detail}

@@ -35,7 +35,7 @@ def main():
     parser.add_argument("--time-limit", type=float, default=60.0)
     parser.add_argument("--planners", default="eplb,lpt-swap,joint")
     options = parser.parse_args()
-    print(f"{'trace':<18}{'seed':>5}{'planner':>19}{'step':>9}{'balance':>9}{'node copies':>13}"
+    print(f"{'trace':<18}{'seed':>5}{'planner':>22}{'step':>9}{'balance':>9}{'node copies':>13}"
           f"{'held out: step':>16}{'balance':>9}{'node copies':>13}{'solve s':>9}")  # fmt: skip
     for shape in options.shapes.split(","):
         if shape not in SHAPES:
@@ -63,7 +63,7 @@ def report(shape, seed, options):
     base = outcome.scores["eplb"]
     for name in names:
         found = outcome.scores[name]
-        line = f"{shape:<18}{seed:>5}{name:>19}"
+        line = f"{shape:<18}{seed:>5}{name:>22}"
         for cost, against in ((found.cost, base.cost), (found.holdout, base.holdout)):
             step = cost.step_s / against.step_s - 1
             copies = cost.internode_bytes / against.internode_bytes - 1
