@@ -50,6 +50,10 @@ changes is a smaller part of the layer the more copies there are."""
 STARTS = 3
 """Placements that keep flow at home, from different first layers; the best one is searched on."""
 
+SMALL, RESTARTS = 128, 12
+"""Copies in all layers up to which a search also starts from this many random placements, each with
+``LEAST_PROPOSALS`` swaps: there a single one now and then ends in a local optimum."""
+
 
 def joint(problem: PlacementProblem) -> PlannerAnswer:
     """Search for the placement with the least seconds per step.
@@ -221,6 +225,10 @@ def _search_chain(
         kept = [propagate(flow, problem.devices, nodes, sweeps=4, rng=rng) for _ in range(STARTS)]
         starts.append(min(kept, key=lambda found: _travel_s(flow, found, cost)))
     proposals = _proposals(problem) // len(starts)
+    if problem.slots * problem.layers <= SMALL and _distinct(table):
+        starts += [rng.permuted(at_start, axis=1) for _ in range(RESTARTS)]
+        affordable = problem.time_limit_s * SHARE_OF_TIME / PROPOSAL_S / len(starts)
+        proposals = int(min(LEAST_PROPOSALS, affordable))
     level_s = float(copy_s.sum(axis=(2, 3)).mean() / problem.devices)
     level_s += _travel_s(flow, at_start, cost) / problem.layers
 
@@ -237,10 +245,10 @@ def _search_chain(
             proposals,
             _hot(problem) * level_s,
             _hot(problem) * COOLING * level_s,
-            random_state(problem.seed * 2 + number),
+            random_state(problem.seed * (RESTARTS + 2) + number),
         )
 
-    with ThreadPoolExecutor(len(starts)) as pool:
+    with ThreadPoolExecutor(min(len(starts), os.cpu_count() or 1)) as pool:
         list(pool.map(search, range(len(starts))))
     seconds = [
         _travel_s(flow, found, cost) + _slowest_s(copy_s, found, problem.speed_factors)
