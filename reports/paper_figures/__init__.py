@@ -17,6 +17,7 @@ PAPERS: dict[str, str] = {
     "sglang-gb200": "moesim.reports.paper_figures.sglang_gb200",
     "sglang-kimi-k2": "moesim.reports.paper_figures.sglang_kimi_k2",
     "sglang-mtp": "moesim.reports.paper_figures.sglang_mtp",
+    "hecate": "moesim.reports.paper_figures.hecate",
     "megascale": "moesim.reports.paper_figures.megascale",
     "transforms": "moesim.reports.paper_figures.transforms",
 }
