@@ -18,12 +18,13 @@ LONG = 256 * 1024
 """Tokens of Jamba's tables."""
 WEAVE_BYTES = 52.8 * GIB
 GPUS_BYTES = 8 * 80e9
+FP8_BITS = 8.0
 
 
 def predict(paper: Paper) -> Mapping[str, Prediction]:
     """Every count of the file."""
     del paper
-    found = _compressed() | _caches() | _weave() | _pruned()
+    found = _compressed() | _caches() | _weave() | _pruned() | _recut()
     mixtral = load_model("mixtral-8x7b")
     found["adamoe-flops"] = -figures.flops_change(mixtral, ["null-experts:8,mean=1.672"])
     dense = load_model("llama-3.1-8b", dense=True)
@@ -55,9 +56,33 @@ def _compressed() -> dict[str, float]:
 
 def _pruned() -> dict[str, float]:
     r1 = load_model("deepseek-r1")
-    return {
+    kept = transform_model(r1, ["prune:192"])
+    found = {
+        "r1-experts": float(r1.experts * len(r1.moe_layers)),
+        "easy-ep-192-fits": figures.weight_bytes(kept, FP8_BITS) / GPUS_BYTES,
+        "easy-ep-256-does-not": figures.weight_bytes(r1, FP8_BITS) / GPUS_BYTES,
+    }
+    return found | {
         f"premoe-r1-{left}": float(transform_model(r1, [f"prune:{left}"]).total_parameters)
         for left in (128, 64, 32)
+    }
+
+
+def _recut() -> dict[str, float]:
+    """Experts cut, chained, shared and merged, of Mixtral-8x7B."""
+    mixtral = load_model("mixtral-8x7b")
+    fine, chain, cartesian = ["fine-grained:4"], ["chain-of-experts:2"], ["cartesian"]
+    pooled = transform_model(mixtral, ["cross-layer:2"]).parameters.routed_experts
+    narrow = transform_model(mixtral, ["weights:experts=4,mixers=4,group=128"])
+    return {
+        "fine-grained-parameters": 1 + figures.parameter_change(mixtral, fine),
+        "fine-grained-flops": 1 + figures.flops_change(mixtral, fine),
+        "chain-parameters": 1 + figures.parameter_change(mixtral, chain),
+        "cross-layer-experts": pooled / mixtral.parameters.routed_experts,
+        "cartesian-parameters": 1 + figures.parameter_change(mixtral, cartesian),
+        "sub-moe-quarter": float(transform_model(mixtral, ["merge:0.25"]).experts),
+        "sub-moe-half": float(transform_model(mixtral, ["merge:0.5"]).experts),
+        "int4-memory": figures.weight_bytes(mixtral) / figures.weight_bytes(narrow),
     }
 
 
