@@ -12,8 +12,8 @@ from moesim.cli.choices import CostOption, TransformOption
 from moesim.cli.console import Console, JsonOption, QuietOption, ResultOutOption, SeedOption
 
 if TYPE_CHECKING:
+    from moesim.training.outcome import PricedCall, TrainingStep
     from moesim.training.request import TrainingRequest
-    from moesim.training.simulate import PricedCall, TrainingStep
 
 __all__ = ["training"]
 

@@ -16,8 +16,8 @@ from moesim.units import format_bytes, format_seconds
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from moesim.training.outcome import TrainingStep
     from moesim.training.request import TrainingRequest
-    from moesim.training.simulate import TrainingStep
 
 __all__ = ["show_training"]
 

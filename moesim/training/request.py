@@ -13,7 +13,8 @@ from moesim.forward.machine import Machine
 from moesim.model import ModelSpec, load_model
 from moesim.training.coefficients import find_slowdown
 from moesim.training.layout import AttentionCut, Overlap, Recompute, TrainingLayout
-from moesim.training.simulate import Options, TrainingStep, simulate_training
+from moesim.training.outcome import Options, TrainingStep
+from moesim.training.simulate import simulate_training
 from moesim.training.systems import SYSTEMS, System
 
 __all__ = ["ENGINE", "TrainingRequest", "run_training"]
@@ -40,7 +41,7 @@ class TrainingRequest:
         sequence: Same.
         micro_batch: Same.
         global_batch: Same.
-        overlap: See :class:`~moesim.training.simulate.Options`; so is the next.
+        overlap: See :class:`~moesim.training.outcome.Options`; so is the next.
         recompute: Same.
         overlap_reduction: Same.
         slowdown: Of kernels in training; the device's and system's own if not given.

@@ -12,8 +12,8 @@ from moesim.reports.paper import Paper
 from moesim.reports.prediction import Prediction
 from moesim.schema import Evidence
 from moesim.training.flops import training_flops_per_token
+from moesim.training.outcome import TrainingStep
 from moesim.training.request import TrainingRequest, run_training
-from moesim.training.simulate import TrainingStep
 from moesim.training.volumes import (
     attention_sp_bytes,
     attention_tp_bytes,

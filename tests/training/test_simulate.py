@@ -12,8 +12,9 @@ from moesim.model import load_model
 from moesim.training.coefficients import find_slowdown, shipped_training_fits
 from moesim.training.flops import training_flops_per_token
 from moesim.training.layer import forward_calls
+from moesim.training.outcome import Options
 from moesim.training.request import TrainingRequest, run_training
-from moesim.training.simulate import Options, simulate_training
+from moesim.training.simulate import simulate_training
 
 from .models import balanced, layout, small_model
 

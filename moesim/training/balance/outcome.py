@@ -11,7 +11,7 @@ from moesim.operators.roofline_errors import roofline_interval
 from moesim.training.balance.memory import ExpertMemory
 from moesim.training.flops import training_flops_per_token
 from moesim.training.layout import TrainingLayout
-from moesim.training.simulate import PricedCall
+from moesim.training.outcome import PricedCall
 
 __all__ = ["BalancedStep", "Balancing"]
 

@@ -42,8 +42,9 @@ from moesim.training.memory import (
     WEIGHT_BYTES,
     activation_elements,
 )
+from moesim.training.outcome import PricedCall
 from moesim.training.reduction import ADAM_BYTES, sync_s
-from moesim.training.simulate import PricedCall, price_calls
+from moesim.training.simulate import price_calls
 from moesim.units import format_bytes
 
 __all__ = ["simulate_balanced"]
