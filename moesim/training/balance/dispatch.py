@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Dispatched", "dispatch"]
+__all__ = ["Dispatched", "dispatch", "pack_slots"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,3 +44,9 @@ def dispatch(loads: np.ndarray, held: np.ndarray, node_of: np.ndarray) -> Dispat
     ).astype(float)
     chosen *= (loads / devices)[..., None, None] / chosen.sum(axis=-1, keepdims=True)
     return Dispatched(chosen.sum(axis=1), chosen.sum(axis=2).transpose(0, 2, 1))
+
+
+def pack_slots(slot_tokens: np.ndarray, held: np.ndarray) -> np.ndarray:
+    """[L, G, s] tokens of the experts that devices hold, the heaviest first."""
+    most = int(held.sum(axis=1).max())
+    return -np.sort(-slot_tokens, axis=-1)[..., :most]

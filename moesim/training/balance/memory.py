@@ -7,12 +7,25 @@ at work; re-materialised ones have both for one layer at a time (arXiv 2502.0258
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-__all__ = ["GRADIENT", "STATE", "WEIGHT", "ExpertMemory", "expert_memory"]
+from moesim.forward.work import OUTPUT_BYTES
+from moesim.training.layer import TrainingShape
+from moesim.training.memory import activation_elements
+
+__all__ = [
+    "GRADIENT",
+    "STATE",
+    "WEIGHT",
+    "ExpertMemory",
+    "expert_memory",
+    "layer_bytes",
+    "mean_memory",
+]
 
 WEIGHT, GRADIENT, STATE = 2.0, 2.0, 12.0
 """Bytes per parameter."""
@@ -70,3 +83,18 @@ def expert_memory(
         float(count[fullest]) * size * parameters for count, size in zip(counts, each, strict=True)
     )
     return ExpertMemory(weights, gradients, optimizer)
+
+
+def mean_memory(memory: Sequence[ExpertMemory]) -> ExpertMemory:
+    """Mean of each part over iterations."""
+    table = np.array([(m.weights, m.gradients, m.optimizer) for m in memory]).mean(axis=0)
+    return ExpertMemory(*table.tolist())
+
+
+def layer_bytes(shape: TrainingShape) -> float:
+    """Activations of one layer, and its attention's probabilities where they are written out."""
+    kept = activation_elements(shape, "none") * OUTPUT_BYTES
+    if shape.scores_in_memory:
+        layout, heads = shape.layout, getattr(shape.model.mixers[0], "heads", 0)
+        kept += layout.micro_batch * heads * float(layout.sequence) ** 2 * OUTPUT_BYTES
+    return kept

@@ -21,7 +21,7 @@ from moesim.forward.machine import Machine
 from moesim.forward.pricing import price_ops
 from moesim.forward.work import OUTPUT_BYTES, ExpertWork, MoveWork, Op
 from moesim.model import ModelSpec
-from moesim.training.balance.dispatch import dispatch
+from moesim.training.balance.dispatch import dispatch, pack_slots
 from moesim.training.balance.materialise import overlap_degree
 from moesim.training.balance.memory import (
     GRADIENT,
@@ -29,6 +29,8 @@ from moesim.training.balance.memory import (
     WEIGHT,
     ExpertMemory,
     expert_memory,
+    layer_bytes,
+    mean_memory,
 )
 from moesim.training.balance.outcome import BalancedStep, Balancing
 from moesim.training.balance.plans import HISTORY, Plan, PlanContext, make_plan
@@ -40,7 +42,6 @@ from moesim.training.memory import (
     GRADIENT_BYTES,
     OPTIMIZER_BYTES,
     WEIGHT_BYTES,
-    activation_elements,
 )
 from moesim.training.outcome import PricedCall
 from moesim.training.reduction import ADAM_BYTES, sync_s
@@ -207,7 +208,7 @@ class _Run:
             if iteration < first:
                 continue
             went = dispatch(loads[iteration], plan.held, self.node_of)
-            slots.append(_packed(went.slot_tokens, plan.held))
+            slots.append(pack_slots(went.slot_tokens, plan.held))
             load = went.slot_tokens.sum(axis=-1)
             balance.append(float((load.mean(axis=-1) / load.max(axis=-1)).mean()))
             sums += self._transfers(plan, went.copies)
@@ -219,7 +220,7 @@ class _Run:
         return BalancedStep(
             self.model, self.machine, layout, balancing, self.other_s, float(alltoall_s),
             experts_s, float(sparse_s), float(exposed_s), moved_s, reduce_s, optimizer_s,
-            self.hot, float(np.mean(balance)), float(sparse_bytes), _mean(memory),
+            self.hot, float(np.mean(balance)), float(sparse_bytes), mean_memory(memory),
             self.dense_bytes, self.activation_bytes, calls,
         )  # fmt: skip
 
@@ -286,15 +287,6 @@ class _Run:
         return expert_memory(plan.held, plan.owner, parameters, "kept")
 
 
-def layer_bytes(shape: TrainingShape) -> float:
-    """Activations of one layer, and its attention's probabilities where they are written out."""
-    kept = activation_elements(shape, "none") * OUTPUT_BYTES
-    if shape.scores_in_memory:
-        layout, heads = shape.layout, getattr(shape.model.mixers[0], "heads", 0)
-        kept += layout.micro_batch * heads * float(layout.sequence) ** 2 * OUTPUT_BYTES
-    return kept
-
-
 def _of_experts(call: Call) -> bool:
     return call.op.name.startswith("moe.experts")
 
@@ -302,14 +294,3 @@ def _of_experts(call: Call) -> bool:
 def _seconds(calls: tuple[PricedCall, ...], wanted: Callable[[Call], bool]) -> float:
     """Of the calls that are wanted, over all layers."""
     return sum(c.time_s * c.call.op.layers for c in calls if wanted(c.call))
-
-
-def _packed(slot_tokens: np.ndarray, held: np.ndarray) -> np.ndarray:
-    """[L, G, s] tokens of the experts that devices hold, the heaviest first."""
-    most = int(held.sum(axis=1).max())
-    return -np.sort(-slot_tokens, axis=-1)[..., :most]
-
-
-def _mean(memory: list[ExpertMemory]) -> ExpertMemory:
-    table = np.array([(m.weights, m.gradients, m.optimizer) for m in memory]).mean(axis=0)
-    return ExpertMemory(*table.tolist())
