@@ -7,6 +7,7 @@ import typer
 from moesim.cli import (
     simulate_fpga,
     simulate_offload,
+    simulate_pim,
     simulate_serving,
     simulate_step,
     simulate_training,
@@ -27,3 +28,4 @@ app.command("offload")(simulate_offload.offload)
 app.command("serving")(simulate_serving.serving)
 app.command("training")(simulate_training.training)
 app.command("fpga")(simulate_fpga.fpga)
+app.command("pim")(simulate_pim.pim)

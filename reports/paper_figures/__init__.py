@@ -9,6 +9,7 @@ from __future__ import annotations
 PAPERS: dict[str, str] = {
     "deepseek-serving": "moesim.reports.paper_figures.deepseek_serving",
     "cloudmatrix384": "moesim.reports.paper_figures.cloudmatrix384",
+    "duplex": "moesim.reports.paper_figures.duplex",
     "deepep": "moesim.reports.paper_figures.deepep",
     "deepseek-insights": "moesim.reports.paper_figures.deepseek_insights",
     "edge-moe": "moesim.reports.paper_figures.edge_moe",
