@@ -24,7 +24,17 @@ from moesim.training.volumes import (
 
 __all__ = ["predict"]
 
-MODEL = str(Path(__file__).parents[1] / "scenarios" / "megascale-352b.json")
+SCENARIOS = Path(__file__).parents[1] / "scenarios"
+MODEL = str(SCENARIOS / "megascale-352b.json")
+TABLE_2 = (
+    MODEL,
+    "mixtral-8x7b",
+    "mixtral-8x22b",
+    "phi-3.5-moe",
+    str(SCENARIOS / "models" / "megascale_hunyuan_large.json"),
+    str(SCENARIOS / "models" / "megascale_deepseekmoe.json"),
+)
+ONE_NODE_BATCH = 32
 SEQUENCE, BATCH, STAGES = 8192, 720, 15
 GPUS = (240, 480, 960, 1440)
 WEAK = {480: 360, 1440: 1080}
@@ -45,7 +55,9 @@ CHUNKS = 2
 def predict(paper: Paper) -> Mapping[str, Prediction]:
     """Iterations, ratios of them, bytes and counts."""
     del paper
-    return _iterations() | _ablation() | _weak_scaling() | _other_models() | _counts()
+    return (
+        _iterations() | _ablation() | _weak_scaling() | _other_models() | _one_node() | _counts()
+    )
 
 
 @cache
@@ -112,6 +124,31 @@ def _other_models() -> dict[str, Prediction]:
         saved = 1 - kept["selective"] / kept["none"]
         found[f"activations-{name}"] = Prediction(saved, evidence=Evidence.ASSUMED)
     return found
+
+
+def _one_node() -> dict[str, Prediction]:
+    """The models of table 2 on eight GPUs: what parallelism and overlap gain, least and most."""
+    gains, saved = [], []
+    for model in TABLE_2:
+        tensor = _node_s(model, **TENSOR)
+        gains.append(tensor / _node_s(model, overlap="none"))
+        saved.append(1 - _node_s(model, overlap="full") / _node_s(model, overlap="inter"))
+    found = {
+        "one-node-least": min(gains),
+        "one-node-most": max(gains),
+        "intra-least": min(saved),
+        "intra-most": max(saved),
+    }
+    return {name: Prediction(value, evidence=Evidence.ASSUMED) for name, value in found.items()}
+
+
+def _node_s(model: str, **fields: Any) -> float:
+    return run_training(
+        TrainingRequest(
+            model, f"1x{NODE}xh800_sxm", sequence=SEQUENCE, global_batch=ONE_NODE_BATCH,
+            routing=ROUTING, check_memory=False, **fields,
+        )
+    ).step_s  # fmt: skip
 
 
 def _counts() -> dict[str, Prediction]:
