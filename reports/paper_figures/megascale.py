@@ -55,9 +55,7 @@ CHUNKS = 2
 def predict(paper: Paper) -> Mapping[str, Prediction]:
     """Iterations, ratios of them, bytes and counts."""
     del paper
-    return (
-        _iterations() | _ablation() | _weak_scaling() | _other_models() | _one_node() | _counts()
-    )
+    return _iterations() | _ablation() | _weak_scaling() | _other_models() | _one_node() | _counts()
 
 
 @cache
