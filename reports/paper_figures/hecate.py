@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from moesim.model import load_model
 from moesim.reports.paper import Paper
@@ -25,6 +26,8 @@ SEQUENCES = {
 HALF = ("prune:32",)
 """Two nodes have half the experts (section 5.1)."""
 ROUTING = "zipf:0.65"
+INTERVALS = (10, 20, 50, 100)
+"""Iterations between shardings; a request's interval is a tenth of Hecate's."""
 
 
 def predict(paper: Paper) -> Mapping[str, Prediction]:
@@ -43,6 +46,10 @@ def predict(paper: Paper) -> Mapping[str, Prediction]:
     found["memory-flexmoe"] = flex.step.memory.total / own.total
     found["again-slower"] = again.step.step_s / kept.step.step_s
     found["moe-layer"] = near.plain.moe_s / near.step.moe_s
+    sharded = _run("a32", "gpt_moe_s", room=0)
+    found["sharding-alone"] = sharded.step.step_s / kept.step.step_s
+    re_sharded = [_run("a32", "gpt_moe_s", interval=every // 10).speedup for every in INTERVALS]
+    found["intervals"] = max(re_sharded) / min(re_sharded)
     deep = _run("b32", "bert_moe_deep")
     found["alltoall"] = deep.plain.alltoall_s / deep.step.alltoall_s
     result = {name: Prediction(value, evidence=Evidence.ASSUMED) for name, value in found.items()}
@@ -60,7 +67,7 @@ def _path(model: str) -> str:
 
 
 @cache
-def _run(cluster: str, model: str, system: str = "hecate") -> BalancedAnswer:
+def _run(cluster: str, model: str, system: str = "hecate", **fields: Any) -> BalancedAnswer:
     sequence, batch = SEQUENCES[model]
     return run_balanced(
         BalancedRequest(
@@ -73,5 +80,6 @@ def _run(cluster: str, model: str, system: str = "hecate") -> BalancedAnswer:
             # FlashAttention needs a newer device than the V100 of cluster A.
             flash_attention=cluster == "b32",
             transforms=HALF if cluster == "a16" else (),
+            **fields,
         )
     )
