@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from moesim.cli import plan_moge_size
 from moesim.cli.console import (
     Console,
     JsonOption,
@@ -28,6 +29,9 @@ HELP = "Mixture of Grouped Experts: balance by design."
 DEFAULT_OUT = Path("moesim-moge")
 
 app = typer.Typer(name="plan moge", help=HELP, no_args_is_help=True)
+
+
+app.command("size")(plan_moge_size.size)
 
 
 @app.callback()
