@@ -13,6 +13,7 @@ from moesim.forward.machine import Machine
 from moesim.forward.simulate import simulate_step
 from moesim.model import ModelSpec
 from moesim.planners.moge_size import AttentionColumn, Context, ExpertColumn
+from moesim.schema import Evidence, weakest
 
 __all__ = ["SizeSpace", "size_contexts"]
 
@@ -70,7 +71,8 @@ def size_contexts(
                     found.append(
                         Context(
                             hidden, layers, tp, dp, batch, part.rest_s, embedding,
-                            embedding * BYTES["bfloat16"] / tp, attention, experts,
+                            embedding * BYTES["bfloat16"] / tp, attention, experts, part.interval,
+                            part.evidence,
                         )
                     )  # fmt: skip
     return found
@@ -88,6 +90,8 @@ class _Parts:
     batch: int
     context_tokens: int
     rest_s: float = 0.0
+    interval: tuple[float, float] = (1.0, 1.0)
+    evidence: Evidence = Evidence.MEASURED
 
     def attention(self) -> tuple[AttentionColumn, ...]:
         """All that divide over the layout."""
@@ -158,6 +162,8 @@ class _Parts:
             )
         except MoesimError:
             return None
+        self.evidence = weakest(self.evidence, step.evidence)
+        self.interval = step.lo_s / step.step_s, step.hi_s / step.step_s
         times = {"attention": 0.0, "experts": 0.0, "rest": 0.0}
         for priced in step.ops:
             part = priced.op.name.partition(".")[0]

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from moesim.planners.problem import SolverName
 from moesim.planners.solver import MilpStatus, solve_milp
+from moesim.schema import Evidence
 
 if TYPE_CHECKING:
     import pulp
@@ -102,6 +103,8 @@ class Context:
         device_bytes: Of those on one device.
         attention: Columns to choose from.
         experts: Columns to choose from.
+        interval: Ends of a layer's 80 % interval, as factors.
+        evidence: The weakest of its prices.
     """
 
     hidden: int
@@ -114,6 +117,8 @@ class Context:
     device_bytes: float
     attention: tuple[AttentionColumn, ...]
     experts: tuple[ExpertColumn, ...]
+    interval: tuple[float, float] = (1.0, 1.0)
+    evidence: Evidence = Evidence.ASSUMED
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ __all__ = ["size"]
 def size(
     cluster: Annotated[str, typer.Option(help="Cards that serve one replica.")] = "4xascend_910b4",
     context: Annotated[int, typer.Option(help="Tokens cached per sequence.", min=1)] = 2048,
-    tpot: Annotated[float, typer.Option(help="Most seconds per output token.", min=0)] = 0.1,
+    tpot: Annotated[float, typer.Option(help="Most seconds per output token.", min=0)] = 0.05,
     parameters: Annotated[str, typer.Option(help="Least and most billions.")] = "60:80",
     active: Annotated[str, typer.Option(help="Least and most billions of a token.")] = "16:",
     hidden: Annotated[str, typer.Option(help="Hidden sizes.")] = "4096,5120,6144,7168,8192",
@@ -35,6 +35,9 @@ def size(
     ] = "896,1152,1344,1536,1792,2304,2816",
     shared: Annotated[str, typer.Option(help="Shared experts.")] = "4",
     batch: Annotated[str, typer.Option(help="Sequences of a step.")] = "64,128,256,456",
+    memory_share: Annotated[
+        float, typer.Option(help="Of a card's memory that may be filled.", min=0.1, max=1.0)
+    ] = 0.95,
     dtype: Annotated[str, typer.Option(help="Format of weights; sq is INT8.")] = "sq",
     keep: Annotated[int, typer.Option(help="Shapes to list, best first.", min=1, max=10)] = 3,
     time_limit: Annotated[float, typer.Option(help="Seconds for each of them.")] = 60.0,
@@ -52,7 +55,6 @@ def size(
     from moesim.cluster import load_cluster
     from moesim.forward.formats import Formats
     from moesim.forward.machine import Machine
-    from moesim.forward.step_tables import MEMORY_SHARE
     from moesim.planners.moge_columns import BYTES, SizeSpace, size_contexts
     from moesim.planners.moge_size import Budgets, choose_size
 
@@ -76,7 +78,7 @@ def size(
         _range(parameters, "--parameters"),
         _range(active, "--active"),
         tpot or inf,
-        place.device.memory_bytes * MEMORY_SHARE,
+        place.device.memory_bytes * memory_share,
     )
     found: list[SizeChoice] = []
     with console.progress("pricing layers") as say:
@@ -99,7 +101,8 @@ def size(
     if not found:
         raise InfeasibleError(
             f"no shape of the space keeps the budgets on {cluster}\n"
-            "fix: raise --tpot, widen --parameters or --active, or try smaller --batch"
+            "fix: try a smaller --batch (memory, time), raise --tpot or --memory-share, or widen "
+            "--parameters or --active"
         )
     data: dict[str, Any] = {
         "schema": "moesim.moge-size/1",
@@ -169,6 +172,9 @@ def _shape(one: SizeChoice) -> dict[str, Any]:
         "layout": {"tp": context.tp, "dp": context.dp},
         "batch": context.batch,
         "step_s": one.step_s,
+        "lo_s": one.step_s * context.interval[0],
+        "hi_s": one.step_s * context.interval[1],
+        "evidence": context.evidence.value,
         "attention_share": context.layers * one.attention.seconds / one.step_s,
         "tokens_per_s_per_card": one.tokens_per_s,
         "parameters": one.parameters,
@@ -184,7 +190,7 @@ def _text(data: dict[str, Any]) -> str:
     lines = [
         f"{best['tokens_per_s_per_card']:,.0f} tokens/s per card on {data['cluster']}: hidden "
         f"{best['hidden']}, {best['layers']} layers, {best['experts']['experts']} experts in "
-        f"{best['experts']['groups']} groups"
+        f"{best['experts']['groups']} groups; evidence {best['evidence']}"
         + (" (optimal within the space)" if best["proven"] else ""),
         f"{'hidden':>7}{'layers':>7}{'heads':>7}{'KV':>4}{'experts':>9}{'width':>7}{'batch':>7}"
         f"{'TPOT':>10}{'tokens/s':>10}{'total':>8}{'active':>8}{'GB':>6}{'attention':>11}",
@@ -202,6 +208,7 @@ def _text(data: dict[str, Any]) -> str:
     bits = best["choice_bits"]
     lines.append(
         f"Groups leave a token 2^{bits['grouped']:.1f} sets of experts instead of "
-        f"2^{bits['free']:.1f}; every device gets the same number of tokens."
+        f"2^{bits['free']:.1f}; every device gets the same number of tokens. What a shape is "
+        "worth enters by its parameters alone."
     )
     return "\n".join(lines)

@@ -133,6 +133,8 @@ def test_command(capsys):
     assert first["tokens_per_s_per_card"] >= second["tokens_per_s_per_card"]
     assert 60e9 <= first["parameters"] <= 80e9
     assert first["active"] >= 16e9
+    assert first["lo_s"] <= first["step_s"] <= first["hi_s"]
+    assert first["evidence"] == "assumed"
     assert first["choice_bits"]["grouped"] < first["choice_bits"]["free"]
     assert run(app, words) == 0
     assert "tokens/s per card" in capsys.readouterr().out
