@@ -156,7 +156,7 @@ def read_runs(path: Path) -> tuple[list[MeasuredRun], list[Refused]]:
     """
     text = read_text(path)
     reader = csv.DictReader(StringIO(text))
-    missing = [name for name in NEEDED if name not in (reader.fieldnames or [])]
+    missing = [name for name in NEEDED if name not in _header(reader, path)]
     if missing:
         raise InputError(
             "columns are missing",
@@ -168,7 +168,7 @@ def read_runs(path: Path) -> tuple[list[MeasuredRun], list[Refused]]:
         )
     runs: list[MeasuredRun] = []
     refused: list[Refused] = []
-    for number, values in enumerate(reader, 2):
+    for number, values in enumerate(_rows(reader, path), 2):
         row = _Row(path, number, values)
         try:
             runs.append(_run(row))
@@ -177,6 +177,22 @@ def read_runs(path: Path) -> tuple[list[MeasuredRun], list[Refused]]:
     if not runs and not refused:
         raise InputError("no rows", file=path, fix="pass a table with measured runs")
     return runs, refused
+
+
+def _header(reader: csv.DictReader[str], path: Path) -> list[str]:
+    try:
+        return list(reader.fieldnames or [])
+    except csv.Error as error:
+        raise InputError(f"not a table: {error}", file=path, field="line 1") from error
+
+
+def _rows(reader: csv.DictReader[str], path: Path) -> Iterator[dict[str, str]]:
+    try:
+        yield from reader
+    except csv.Error as error:
+        raise InputError(
+            f"not a table: {error}", file=path, field=f"line {reader.line_num}"
+        ) from error
 
 
 class _UnclearError(Exception):

@@ -121,7 +121,7 @@ def _mooncake(path: Path) -> Iterator[_Row]:
 def _tokens(value: Any, path: Path, line: int, field: str, least: int = 1) -> int:
     try:
         number = int(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = -1
     if not least <= number <= _MOST_TOKENS or isinstance(value, float | bool):
         raise InputError(
@@ -137,7 +137,7 @@ def _tokens(value: Any, path: Path, line: int, field: str, least: int = 1) -> in
 def _seconds(value: Any, path: Path, line: int, field: str) -> float:
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = -1.0
     if not 0 <= number < 1e15:
         raise InputError(
