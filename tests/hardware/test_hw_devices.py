@@ -41,6 +41,8 @@ PUBLISHED = {
     "ascend_910c": ({"fp16": 376, "int8": 752}, 64, 1600, 196, 25, None),
     "ascend_300i_duo": ({"fp16": 140, "int8": 280}, 96, 408, None, None, 150),
     "duplex": ({"fp16": 989.4}, 80, 3352, 450, 50, None),
+    "duplex_bank_pim": ({"fp16": 989.4}, 80, 3352, 450, 50, None),
+    "duplex_bankgroup_pim": ({"fp16": 989.4}, 80, 3352, 450, 50, None),
     "xeon_gold_5220r": ({"fp32": 1.69}, 192, 128, None, None, 150),
     "xeon_gold_6454s": ({"bf16": 144, "int8": 288}, 256, 307.2, None, None, 270),
     "epyc_9554": ({"fp32": 6.35, "bf16": 12.7}, 384, 460.8, None, None, 360),
