@@ -146,24 +146,31 @@ def cluster_names() -> list[str]:
 
 
 def load_cluster(name_or_file: str | Path) -> Cluster:
-    """A cluster by short name (``2x8xh100_sxm``, ``8xh100_sxm``), bundled name, or file.
+    """A cluster by short name (``2x8xh100_sxm``, ``8xmine.yaml``), bundled name, or file.
 
     Raises:
         UsageError: If the name is neither bundled nor a short name of a bundled device.
         InputError: If the file is not a cluster, or its parts do not fit together.
     """
+    name = str(name_or_file)
+    short = _SHORT.fullmatch(name)
+    if short and looks_like_file(short.group(3)) and not Path(name).exists():
+        return _counted(short, name, load_device(short.group(3)))
     if looks_like_file(name_or_file):
         return _from_file(Path(name_or_file))
-    name = str(name_or_file)
     if name in cluster_names():
         return _from_file(profiles_folder() / "clusters" / f"{name}.yaml")
     return _from_short_name(name)
 
 
+_SHORT = re.compile(r"(?:([0-9]{1,9})x)?([0-9]{1,9})x([^0-9].*)")
+"""Nodes, devices of each, device."""
+
+
 @lru_cache(maxsize=64)
 def _from_short_name(name: str) -> Cluster:
-    shown = name if len(name) <= 60 else name[:59] + "…"
-    match = re.fullmatch(r"(?:([0-9]{1,9})x)?([0-9]{1,9})x([^0-9].*)", name)
+    shown = _shortened(name)
+    match = _SHORT.fullmatch(name)
     if match is None:
         if name in device_names():
             raise UsageError(f"{name} is a device, not a cluster\nfix: write 8x{name} or the like")
@@ -172,13 +179,24 @@ def _from_short_name(name: str) -> Cluster:
             "fix: write NODESxDEVICESxDEVICE or DEVICESxDEVICE, such as 2x8xh100_sxm, "
             "or name a file; moesim hw list shows all"
         )
+    return _counted(match, name)
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= 60 else name[:59] + "…"
+
+
+def _counted(match: re.Match[str], name: str, device: Device | None = None) -> Cluster:
+    """So many nodes of so many devices."""
+    shown = _shortened(name)
     nodes, per_node = int(match.group(1) or 1), int(match.group(2))
     if not 1 <= nodes * per_node <= MAX_DEVICES:
         raise UsageError(
             f"cluster {shown!r} has {nodes * per_node} devices; allowed: 1 … {MAX_DEVICES}\n"
             "fix: write NODESxDEVICESxDEVICE, such as 2x8xh100_sxm"
         )
-    device = load_device(match.group(3))
+    if device is None:
+        device = load_device(match.group(3))
     document = RegularCluster(name=name, device=device.name, nodes=nodes, devices_per_node=per_node)
     try:
         return _built(document, device)
