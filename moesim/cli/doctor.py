@@ -40,6 +40,16 @@ EXTRAS = {
 }
 """Packages that each extra of pyproject.toml installs."""
 
+UNLOCKS = {
+    "kernels": "moesim kernels bench, plan --validate: experts run for real",
+    "measured": "moesim calibrate, validate kernels|comm|serving: fits to measured tables",
+    "highs": "a faster solver for moetuner and moge",
+    "parquet": "requests.parquet of traces",
+    "ray": "nothing yet: reserved for sweeps beyond one machine",
+    "record": "moesim trace record: routers of a Hugging Face model",
+}
+"""What works with each extra and not without."""
+
 
 def doctor(
     as_json: JsonOption = False,
@@ -79,7 +89,12 @@ def _extra(name: str, packages: tuple[str, ...]) -> dict[str, Any]:
     found = {package: _version(package) for package in packages}
     complete = all(found.values())
     install = None if complete else f"pip install 'moesim[{name}]'"
-    return {"packages": found, "installed": complete, "install": install}
+    return {
+        "packages": found,
+        "installed": complete,
+        "install": install,
+        "unlocks": UNLOCKS[name],
+    }
 
 
 def _usable_cpus() -> int:
@@ -142,6 +157,7 @@ def _text(data: dict[str, Any]) -> str:
         found = ", ".join(f"{key} {value or 'missing'}" for key, value in extra["packages"].items())
         hint = "" if extra["installed"] else f"   install: {extra['install']}"
         lines.append(f"{'[' + name + ']':<20} {found}{hint}")
+        lines.append(f"{'':<20} for {extra['unlocks']}")
     lines.append("")
     for name, usable in data["solvers"].items():
         lines.append(f"{name:<20} {'usable' if usable else 'not usable'}")
@@ -153,4 +169,7 @@ def _text(data: dict[str, Any]) -> str:
         )
         lines.append(f"{'torch':<20} {seen}")
     lines += ["", "all that planning needs is here" if data["ok"] else "something is MISSING"]
+    if torch is not None and not torch.get("gpus"):
+        lines.insert(-2, f"{'':<20} a GPU would time the Triton kernels (moesim kernels bench)")
+    lines.append("completion of the shell: moesim --install-completion")
     return "\n".join(lines)

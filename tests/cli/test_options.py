@@ -194,6 +194,8 @@ def test_doctor(capsys):
     text = moesim(capsys, "doctor").out
     for name in (*data["packages"], *data["extras"], "cbc", "highs"):
         assert name in text
+    for extra in data["extras"].values():
+        assert extra["unlocks"] in text
 
 
 def test_doctor_without_extras_and_with_a_core_package_missing(capsys, monkeypatch):
