@@ -277,8 +277,14 @@ def _choice(shapes: Iterable[ModelShape], seed: int) -> Iterator[Case]:
     """Every configuration on some loads, so that a choice among them can be judged."""
     for mean, load in ((256, "zipf"), (4, "trace"), (32, "zipf"), (1024, "trace")):
         for shape in shapes:
-            if shape.experts * mean <= 2**17:
-                yield _gemm(shape, "gate-up", "choice", load, mean, seed + 2)
+            if shape.experts * mean > 2**17:
+                continue
+            yield _gemm(shape, "gate-up", "choice", load, mean, seed + 2)
+            if mean in (4, 256):
+                yield _gemm(shape, "down", "choice", load, mean, seed + 2)
+            if shape.name == "deepseek-v3":
+                yield _gemm(shape, "gate-up", "choice", load, mean, seed + 2, "fp8")
+                yield _gemm(shape, "down", "choice", load, mean, seed + 2, "fp8")
 
 
 def _scaled(case: Case, scale: Scale) -> Case:

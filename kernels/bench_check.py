@@ -27,16 +27,20 @@ def check_cases(device: str, dtype: str = "bf16") -> tuple[Case, ...]:
         dtype: Of the others.
     """
     ragged = (0, 1, 37, 0, 200, 3, 0)
+    many = (9000, 1, 0, 7000, 700) if device == "cuda" else (90, 1, 0, 70, 7)
     gemm = Case("check/ragged", "grouped-gemm", "check", "", dtype, 384, 512, ragged, "ragged")
     cases = [
         gemm,
         replace(gemm, name="check/even", rows=(16,) * 8, load="even"),
         replace(gemm, name="check/one-expert", rows=(0, 0, 129, 0), load="one"),
+        # Several tiles for every program of a persistent kernel.
+        replace(gemm, name="check/many-tiles", rows=many, load="ragged"),
         replace(gemm, name="check/experts", op="experts", n=512, inter=256),
         replace(gemm, name="check/dense", op="dense", rows=(256,)),
     ]
     if device == "cuda":
         cases.append(replace(gemm, name="check/fp8", dtype="fp8"))
+        cases.append(replace(gemm, name="check/fp8-many-tiles", dtype="fp8", rows=many))
     return tuple(cases)
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from moesim.kernels.bench_cases import Case
-from moesim.kernels.bench_inputs import Operands
-from moesim.kernels.bench_kernels import OURS, Call, Kernel
+from moesim.kernels.bench_kernels import OURS, Kernel, own_product
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,15 +42,8 @@ def configured_kernels(torch: Any, case: Case) -> list[Kernel]:
 
 
 def _kernel(config: str, parts: Sequence[Part]) -> Kernel:
-    return Kernel(OURS, _takes, partial(_prepare, parts), config)
+    return Kernel(OURS, _takes, lambda operands: own_product(operands, parts), config)
 
 
 def _takes(case: Case) -> str | None:
-    return None if case.op == "grouped-gemm" and case.dtype == "bf16" else "one bf16 product only"
-
-
-def _prepare(parts: Sequence[Part], operands: Operands) -> Call:
-    from moesim.kernels.grouped_gemm import grouped_gemm
-
-    x, w, counts = operands.x, operands.w, operands.counts
-    return lambda: grouped_gemm(x, w, counts, parts=parts)
+    return None if case.op == "grouped-gemm" else "one product only"

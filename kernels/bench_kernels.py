@@ -9,12 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moesim.kernels.bench_cases import Case
 from moesim.kernels.bench_inputs import Operands
 
-__all__ = ["OURS", "Kernel", "own_kernels"]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from moesim.kernels.config import Part
+
+__all__ = ["OURS", "Kernel", "own_kernels", "own_product"]
 
 OURS = "moesim"
 """Name of our kernels, with the configuration that they choose themselves."""
@@ -79,8 +84,7 @@ def _timed_apart(operands: Operands) -> Call:
 def _ours(torch: Any, operands: Operands) -> Call:
     """The product's own entry points; on a CPU they run a loop of torch products."""
     from moesim.kernels.experts import ExpertWeights, expert_ffn
-    from moesim.kernels.grouped_gemm import grouped_gemm, interleave_gate_up
-    from moesim.kernels.quantise import BlockScales, quantise_rows, quantise_weights
+    from moesim.kernels.grouped_gemm import interleave_gate_up
 
     case, x, w, counts = operands.case, operands.x, operands.w, operands.counts
     if case.op == "experts":
@@ -89,12 +93,26 @@ def _ours(torch: Any, operands: Operands) -> Call:
             gate_up = interleave_gate_up(w[:, : case.inter], w[:, case.inter :]).contiguous()
         weights = ExpertWeights(gate_up, operands.down)
         return lambda: expert_ffn(x, weights, counts)
-    if case.dtype == "fp8":
-        x8, x_scale = quantise_rows(x)
-        w8, w_scale = quantise_weights(w)
-        scales = BlockScales(x_scale, w_scale)
-        return lambda: grouped_gemm(x8, w8, counts, scales=scales)
-    return lambda: grouped_gemm(x, w, counts)
+    return own_product(operands, None)
+
+
+def own_product(operands: Operands, parts: Sequence[Part] | None) -> Call:
+    """One grouped product of ours, quantised beforehand where the case is in fp8.
+
+    Args:
+        operands: Of a ``grouped-gemm``.
+        parts: Configurations; its own choice if None.
+    """
+    from moesim.kernels.grouped_gemm import grouped_gemm
+    from moesim.kernels.quantise import BlockScales, quantise_rows, quantise_weights
+
+    x, w, counts = operands.x, operands.w, operands.counts
+    if operands.case.dtype != "fp8":
+        return lambda: grouped_gemm(x, w, counts, parts=parts)
+    x8, x_scale = quantise_rows(x)
+    w8, w_scale = quantise_weights(w)
+    scales = BlockScales(x_scale, w_scale)
+    return lambda: grouped_gemm(x8, w8, counts, scales=scales, parts=parts)
 
 
 def _loop(torch: Any, operands: Operands) -> Call:

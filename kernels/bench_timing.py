@@ -97,6 +97,7 @@ class _CudaTimed:
     call: Callable[[], Any]
     flush: Any
     clock: str
+    keeps: Any = None  # what a graph reads and does not own
 
     def sample_s(self) -> float:
         events = self.torch.cuda.Event
@@ -121,8 +122,23 @@ class CudaTimer:
         cache = int(torch.cuda.get_device_properties(0).L2_cache_size)
         self.flush_bytes = max(LEAST_FLUSH_BYTES, FLUSH_CACHES * cache)
         self._flush = torch.empty(self.flush_bytes, dtype=torch.int8, device="cuda")
-        # One pool for all graphs: they run one at a time, and nobody reads their results.
-        self._pool = torch.cuda.graph_pool_handle()
+        self.new_pool()
+
+    def new_pool(self) -> None:
+        """Begin a pool of memory for the graphs of one case.
+
+        They run one at a time and nobody reads their results, so that they may share it; but a
+        pool cannot be used again once all its graphs are gone.
+        """
+        self._pool = self._torch.cuda.graph_pool_handle()
+
+    def plain(self, prepare: Prepare) -> Timed:
+        """Warm up only: a graph copies more slowly than the same call outside of one."""
+        call = prepare()
+        for _ in range(WARM_UPS):
+            call()
+        self._torch.cuda.synchronize()
+        return _CudaTimed(self._torch, call, self._flush, "cuda-event")
 
     def ready(self, prepare: Prepare) -> Timed:
         """Warm up on a side stream, as a capture needs, and capture."""
@@ -144,4 +160,4 @@ class CudaTimer:
             return _CudaTimed(torch, call, self._flush, "cuda-event")
         graph.replay()
         torch.cuda.synchronize()
-        return _CudaTimed(torch, graph.replay, self._flush, "cuda-graph")
+        return _CudaTimed(torch, graph.replay, self._flush, "cuda-graph", keeps=call)

@@ -253,4 +253,5 @@ def _gemm_arguments(case: Case, target: Target) -> Arguments:
         "GROUP_M": Constant(config.group_m),
         "X_DESCRIPTOR": Constant(describe and not up),
         "W_DESCRIPTOR": Constant(describe),
+        "FLATTEN": Constant(not fp8),
     }

@@ -54,15 +54,6 @@ def epilogue(
     tl.store(to, y.to(out.dtype.element_ty), mask=inside[:, None] & (columns < width)[None, :])
 
 
-@jit()
-def row_tile_of(tile, total, row_tiles, per_group, GROUP_M: tl.constexpr):
-    """Place in the tile table of a tile's rows; a tile behind the last counts as the last."""
-    tile = tl.maximum(tl.minimum(tile, total - 1), 0)
-    first = tile // per_group * GROUP_M
-    members = tl.maximum(tl.minimum(row_tiles - first, GROUP_M), 1)
-    return first + tile % per_group % members
-
-
 @jit("capacity", "stride_xsk")
 def tile_kernel(
     x,
@@ -97,8 +88,12 @@ def tile_kernel(
     BLOCK_SCALES: tl.constexpr,
     EVEN_K: tl.constexpr,
     UPCAST: tl.constexpr,
+    FLATTEN: tl.constexpr,
 ):
     """See the module; strides are in elements, those of the last axes are 1.
+
+    ``FLATTEN`` makes one loop of tiles and steps, so that a tile's first loads overlap the end of
+    the one before.
 
     With ``X_DESCRIPTOR`` ``x`` is a descriptor of [R, K] in blocks [BLOCK_M, BLOCK_K], with
     ``W_DESCRIPTOR`` ``w`` one of [E, N, K] in blocks [1, BLOCK_N, BLOCK_K].
@@ -108,19 +103,16 @@ def tile_kernel(
     k_steps = tl.cdiv(k, BLOCK_K)
     per_group = GROUP_M * column_tiles
     total = row_tiles * column_tiles
-    following = row_tile_of(tl.program_id(0), total, row_tiles, per_group, GROUP_M)
-    next_expert = tl.load(tiles + following)
-    next_row = tl.load(tiles + capacity + following)
-    next_end = tl.load(tiles + 2 * capacity + following)
-    for tile in tl.range(tl.program_id(0), total, tl.num_programs(0), flatten=True):
-        members = tl.minimum(row_tiles - tile // per_group * GROUP_M, GROUP_M)
+    # Nothing may be carried from tile to tile: Triton 3.6 gives the first step of a flattened loop
+    # the values of the tile before (seen on an H200, where one step in every tile was wrong).
+    for tile in tl.range(tl.program_id(0), total, tl.num_programs(0), flatten=FLATTEN):
+        first = tile // per_group * GROUP_M
+        members = tl.minimum(row_tiles - first, GROUP_M)
         column = tile % per_group // members * BLOCK_N
-        expert, row, row_end = next_expert, next_row, next_end
-        # Nothing waits for these before the next tile begins.
-        following = row_tile_of(tile + tl.num_programs(0), total, row_tiles, per_group, GROUP_M)
-        next_expert = tl.load(tiles + following)
-        next_row = tl.load(tiles + capacity + following)
-        next_end = tl.load(tiles + 2 * capacity + following)
+        place = first + tile % per_group % members
+        expert = tl.load(tiles + place)
+        row = tl.load(tiles + capacity + place)
+        row_end = tl.load(tiles + 2 * capacity + place)
 
         rows = row + tl.arange(0, BLOCK_M)
         inside = rows < row_end
