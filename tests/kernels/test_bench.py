@@ -330,7 +330,7 @@ def test_errors_of_the_wave_model_on_held_out_loads() -> None:
     def measure(noise: float) -> list[float]:
         document["cases"] = []
         for case in plan_cases(True):
-            if case.every_config:
+            if case.every_config and case.dtype == "bf16":
                 shape, rows = GemmShape(case.n, case.k), np.array(case.rows)
                 times = {}
                 for entry in entries:
@@ -342,7 +342,8 @@ def test_errors_of_the_wave_model_on_held_out_loads() -> None:
         return held_out_errors(document)
 
     exact = measure(0.0)
-    assert len(exact) == 3 * sum(case.every_config for case in plan_cases(True))
+    plan = [case for case in plan_cases(True) if case.every_config and case.dtype == "bf16"]
+    assert len(exact) == 3 * len(plan)
     assert np.median(exact) < 0.01
     assert 0.05 < np.median(measure(0.1)) < 0.15
 

@@ -156,6 +156,8 @@ def bench_document(times=8):
 
 def test_a_benchmark_refits_the_table():
     table = default_table()
+    own = tuple(replace(entry, evidence="assumed") for entry in table.of("sm_90a", "bf16"))
+    table = replace(table, entries={**table.entries, "sm_90a": own})
     found = measured_of(bench_document(), table)
     assert len(found) == 8
     assert found[0].histogram.tolist() == [64, 32, 0, 16]

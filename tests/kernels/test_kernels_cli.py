@@ -67,7 +67,7 @@ def test_select_answers_for_a_histogram(capsys, tmp_path):
     assert (data["schema"], data["kind"]) == ("moesim.kernels/1", "select")
     assert data["histogram"] == [4096, 0, 12, 1]
     assert data["choice"]["parts"][0]["fewest"] == 1
-    assert data["choice"]["evidence"] == "assumed"
+    assert data["choice"]["evidence"] == "measured"  # on an H200
     assert data["choice"]["predicted_s"] == data["considered"][0]["predicted_s"]
     np.save(tmp_path / "h.npy", np.array([4096, 0, 12, 1]))
     (tmp_path / "h.json").write_text("[4096, 0, 12, 1]")
@@ -76,7 +76,9 @@ def test_select_answers_for_a_histogram(capsys, tmp_path):
         assert again.json == data
     shown = moesim(capsys, "kernels", "select", "--rows", 3000, "--skew", 1, "--dtype", "fp8")
     assert shown.code == 0, shown.err
-    assert "coefficients assumed" in shown.out
+    assert "coefficients measured" in shown.out
+    other = moesim(capsys, "kernels", "select", "--rows", 3000, "--target", "sm_80")
+    assert "coefficients assumed" in other.out, other.err
 
 
 def test_tuning_an_existing_table_with_measurements(capsys, tmp_path):
@@ -95,7 +97,10 @@ def test_tuning_an_existing_table_with_measurements(capsys, tmp_path):
     }  # fmt: skip
     file, shipped, tuned = (tmp_path / name for name in ("bench.json", "in.json", "out.json"))
     file.write_text(json.dumps(bench))
-    shipped.write_text(json.dumps(default_table().to_dict()))
+    table = default_table().to_dict()
+    for entry in table["targets"]["sm_90a"]["entries"]:
+        entry["evidence"] = "assumed"
+    shipped.write_text(json.dumps(table))
     words = ("--tune", "--table", shipped, "--measured", file, "--out", tuned, "--json")
     answer = moesim(capsys, "kernels", "select", *words)
     assert answer.code == 0, answer.err
