@@ -29,7 +29,7 @@ from moesim.errors import MoesimError, UsageError
 from moesim.kernels.bench_cases import Case
 from moesim.kernels.bench_file import read_bench
 from moesim.kernels.bench_run import BenchOptions, bench, chosen_cases, guessed_s
-from moesim.kernels.bench_score import score_bench, score_text
+from moesim.kernels.bench_score import peer_ratios, ratios_text, score_bench, score_text
 
 __all__ = ["case_list", "default_file", "main", "summary"]
 
@@ -124,8 +124,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(words: argparse.Namespace) -> int:
     if words.score:
-        rows = score_bench(read_bench(words.score))
-        _print(words.json, {"score": [row.to_dict() for row in rows]}, score_text(rows))
+        held = read_bench(words.score)
+        rows, ratios = score_bench(held), peer_ratios(held)
+        data = {"score": [row.to_dict() for row in rows], "peer_ratios": ratios}
+        _print(words.json, data, f"{score_text(rows)}\n\n{ratios_text(ratios)}")
         return 6 if any(row.ok is False for row in rows) else 0
     options = BenchOptions(
         device=words.device,

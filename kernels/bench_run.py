@@ -275,8 +275,7 @@ class TorchMachine:
     ) -> tuple[dict[tuple[str, str], tuple[str, list[float]]], list[dict[str, str]]]:
         """See :class:`Machine`."""
         failed: list[dict[str, str]] = []
-        if isinstance(self._timer, CudaTimer):
-            self._timer.new_pool()
+        self._timer.begin_case()
         if case.op == "copy":
             ready = {("torch-copy", ""): self._copy(case)}
         else:
@@ -314,9 +313,8 @@ class TorchMachine:
         torch = self._torch
         source = torch.ones(case.n, dtype=torch.int8, device=self._device)
         target = torch.zeros_like(source)
-        timer = self._timer
-        ready = timer.plain if isinstance(timer, CudaTimer) else timer.ready
-        return ready(lambda: lambda: target.copy_(source))
+        # A graph copies more slowly than the same call outside of one: 3.2 and 4.3 TB/s on an H200.
+        return self._timer.ready(lambda: lambda: target.copy_(source), graph=False)
 
     def _agreeing(
         self, kernels: Sequence[Kernel], operands: Operands

@@ -15,7 +15,7 @@ import numpy as np
 from moesim.kernels.bench_configs import CHOSEN
 from moesim.kernels.bench_kernels import OURS
 
-__all__ = ["GOALS", "Goal", "Scored", "score_bench", "score_text"]
+__all__ = ["GOALS", "Goal", "Scored", "peer_ratios", "ratios_text", "score_bench", "score_text"]
 
 Entry = dict[str, Any]
 Document = dict[str, Any]
@@ -299,6 +299,29 @@ def _judged(values: np.ndarray, goal: Goal) -> float:
             return float(np.quantile(values, int(goal.judge[1:]) / 100))
         case _:
             return float(values.max() if goal.at_most else values.min())
+
+
+def peer_ratios(document: Document) -> dict[str, dict[str, float]]:
+    """Geometric mean of each peer's time over ours, by regime; above 1 ours is faster."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for entry in document["cases"]:
+        if (entry["kernel"], entry["config"]) == (OURS, ""):
+            for peer, ratio in entry["ratio_vs"].items():
+                found.setdefault(entry["regime"], {}).setdefault(peer, []).append(ratio)
+    return {
+        regime: {peer: float(np.exp(np.log(own).mean())) for peer, own in peers.items()}
+        for regime, peers in found.items()
+    }
+
+
+def ratios_text(ratios: dict[str, dict[str, float]]) -> str:
+    """:func:`peer_ratios` as a table."""
+    peers = sorted({peer for own in ratios.values() for peer in own})
+    lines = [f"{'time over ours':<16}" + "".join(f"{peer:>18}" for peer in peers)]
+    for regime, own in ratios.items():
+        cells = (f"{own[peer]:.2f}×" if peer in own else "-" for peer in peers)
+        lines.append(f"{regime:<16}" + "".join(f"{cell:>18}" for cell in cells))
+    return "\n".join(lines)
 
 
 def score_text(rows: Sequence[Scored]) -> str:

@@ -55,8 +55,12 @@ class Timed(Protocol):
 class Timer(Protocol):
     """What times calls on a device."""
 
-    def ready(self, prepare: Prepare) -> Timed:
-        """Make a call ready: compile it, warm it up, capture it."""
+    def begin_case(self) -> None:
+        """Told before the calls of a case are made ready."""
+        ...
+
+    def ready(self, prepare: Prepare, *, graph: bool = True) -> Timed:
+        """Make a call ready: compile it, warm it up, capture it where ``graph`` allows."""
         ...
 
 
@@ -85,7 +89,10 @@ class CpuTimer:
         torch.set_num_threads(1)
         self._now, self._clock = cpu_clock(clock), clock
 
-    def ready(self, prepare: Prepare) -> Timed:
+    def begin_case(self) -> None:
+        """Nothing to do."""
+
+    def ready(self, prepare: Prepare, *, graph: bool = True) -> Timed:
         """Run once untimed; every sample then prepares anew, which takes the next weights."""
         prepare()()
         return _CpuTimed(prepare, self._now, self._clock)
@@ -122,9 +129,9 @@ class CudaTimer:
         cache = int(torch.cuda.get_device_properties(0).L2_cache_size)
         self.flush_bytes = max(LEAST_FLUSH_BYTES, FLUSH_CACHES * cache)
         self._flush = torch.empty(self.flush_bytes, dtype=torch.int8, device="cuda")
-        self.new_pool()
+        self.begin_case()
 
-    def new_pool(self) -> None:
+    def begin_case(self) -> None:
         """Begin a pool of memory for the graphs of one case.
 
         They run one at a time and nobody reads their results, so that they may share it; but a
@@ -132,15 +139,7 @@ class CudaTimer:
         """
         self._pool = self._torch.cuda.graph_pool_handle()
 
-    def plain(self, prepare: Prepare) -> Timed:
-        """Warm up only: a graph copies more slowly than the same call outside of one."""
-        call = prepare()
-        for _ in range(WARM_UPS):
-            call()
-        self._torch.cuda.synchronize()
-        return _CudaTimed(self._torch, call, self._flush, "cuda-event")
-
-    def ready(self, prepare: Prepare) -> Timed:
+    def ready(self, prepare: Prepare, *, graph: bool = True) -> Timed:
         """Warm up on a side stream, as a capture needs, and capture."""
         torch = self._torch
         call = prepare()
@@ -151,13 +150,15 @@ class CudaTimer:
                 call()
         torch.cuda.current_stream().wait_stream(side)
         torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
+        if not graph:
+            return _CudaTimed(torch, call, self._flush, "cuda-event")
+        captured = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, pool=self._pool):
+            with torch.cuda.graph(captured, pool=self._pool):
                 call()
         except RuntimeError:  # it waits for the device, which a graph cannot hold
             torch.cuda.synchronize()
             return _CudaTimed(torch, call, self._flush, "cuda-event")
-        graph.replay()
+        captured.replay()
         torch.cuda.synchronize()
-        return _CudaTimed(torch, graph.replay, self._flush, "cuda-graph", keeps=call)
+        return _CudaTimed(torch, captured.replay, self._flush, "cuda-graph", keeps=call)

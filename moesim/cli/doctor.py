@@ -35,7 +35,6 @@ EXTRAS = {
     "measured": ("aiconfigurator-core", "pyarrow", "scipy"),
     "highs": ("highspy",),
     "parquet": ("pyarrow", "pandas"),
-    "ray": ("ray",),
     "record": ("torch", "transformers"),
 }
 """Packages that each extra of pyproject.toml installs."""
@@ -45,7 +44,6 @@ UNLOCKS = {
     "measured": "moesim calibrate, validate kernels|comm|serving: fits to measured tables",
     "highs": "a faster solver for moetuner and moge",
     "parquet": "requests.parquet of traces",
-    "ray": "nothing yet: reserved for sweeps beyond one machine",
     "record": "moesim trace record: routers of a Hugging Face model",
 }
 """What works with each extra and not without."""

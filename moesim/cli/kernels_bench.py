@@ -109,9 +109,10 @@ def _measure(options: Any, console: Console) -> None:
 def _judge(file: Path, console: Console) -> None:
     """Goals against a measured file, the cost model's held-out error among them."""
     from moesim.kernels.bench_file import read_bench
-    from moesim.kernels.bench_score import score_bench, score_text
+    from moesim.kernels.bench_score import peer_ratios, ratios_text, score_bench, score_text
 
     document = read_bench(file)
+    ratios = peer_ratios(document)
     rows = score_bench(document)
     missed = any(row.ok is False for row in rows)
     data = {
@@ -122,8 +123,9 @@ def _judge(file: Path, console: Console) -> None:
         "device": document["device"],
         "system": document.get("system"),
         "goals": [row.to_dict() for row in rows],
+        "peer_ratios": ratios,
     }
-    console.result(data, score_text(rows))
+    console.result(data, f"{score_text(rows)}\n\n{ratios_text(ratios)}")
     if missed:
         raise typer.Exit(6)
 

@@ -176,7 +176,7 @@ def _tune(
     }
     console.result(
         data,
-        f"{len(entries)} configurations, {fitted} fitted to {len(points)} measurements, "
+        f"{len(entries)} configurations, {fitted} of them measured, {len(points)} times fitted to, "
         f"{len(dropped)} dropped\nwritten: {file}",
     )
 
