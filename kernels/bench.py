@@ -126,9 +126,9 @@ def _run(words: argparse.Namespace) -> int:
     if words.score:
         held = read_bench(words.score)
         rows, ratios = score_bench(held), peer_ratios(held)
-        data: dict[str, object] = {"score": [row.to_dict() for row in rows]}
-        data["peer_ratios"] = ratios
-        _print(words.json, data, f"{score_text(rows)}\n\n{ratios_text(ratios)}")
+        scored: dict[str, object] = {"score": [row.to_dict() for row in rows]}
+        scored["peer_ratios"] = ratios
+        _print(words.json, scored, f"{score_text(rows)}\n\n{ratios_text(ratios)}")
         return 6 if any(row.ok is False for row in rows) else 0
     options = BenchOptions(
         device=words.device,
