@@ -16,15 +16,19 @@ from moesim.compiled import compiled
 
 __all__ = ["transport"]
 
-_ROUNDING = 1e-12
-"""A chain of moves must gain more than rounding does, relative to the largest cost."""
+_STEPS = 2.0**40
+"""The largest cost in whole steps. Sums of whole numbers are exact, so that no cycle of moves ever
+gains by rounding, which would end no search; and those of 2²⁰ moves fit into 64 bits."""
+
+_NO_MOVE = 2**62
+"""More than any chain of moves costs."""
 
 
 class _State(NamedTuple):
     """Who is where, and the cheapest single moves.
 
     Attributes:
-        cost: [items, places].
+        cost: [items, places] in whole steps.
         room: [places].
         place_of: [items] −1 where an item is not down yet.
         used: [places] items that a place has.
@@ -42,7 +46,7 @@ class _State(NamedTuple):
 
 @compiled
 def transport(cost: np.ndarray, room: np.ndarray) -> np.ndarray:
-    """The assignment of least total cost.
+    """The assignment of least total cost, each cost to 2⁻⁴¹ of the largest.
 
     Args:
         cost: [items, places] float64, finite.
@@ -52,17 +56,17 @@ def transport(cost: np.ndarray, room: np.ndarray) -> np.ndarray:
         [items] int64 place of every item.
     """
     items, places = cost.shape
+    steps = _STEPS / max(1e-300, np.abs(cost).max())
     state = _State(
-        cost,
+        np.round(cost * steps).astype(np.int64),
         room,
         np.full(items, -1, np.int64),
         np.zeros(places, np.int64),
-        np.full((places, places), np.inf),
+        np.full((places, places), _NO_MOVE),
         np.full((places, places), -1, np.int64),
     )
-    slack = _ROUNDING * max(1e-300, np.abs(cost).max())
     for item in range(items):
-        distance, before = _shortest(state, cost[item], slack)
+        distance, before = _shortest(state, state.cost[item])
         end = -1
         for place in range(places):
             if state.used[place] < room[place] and (end < 0 or distance[place] < distance[end]):
@@ -80,7 +84,7 @@ def transport(cost: np.ndarray, room: np.ndarray) -> np.ndarray:
 
 
 @compiled
-def _shortest(state: _State, start: np.ndarray, slack: float) -> tuple[np.ndarray, np.ndarray]:
+def _shortest(state: _State, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Cost of the cheapest chain of moves that ends at each place, and the place before it.
 
     Bellman-Ford: a move may lower the cost, but no cycle of moves does.
@@ -94,8 +98,9 @@ def _shortest(state: _State, start: np.ndarray, slack: float) -> tuple[np.ndarra
             if state.used[a] < state.room[a]:
                 continue
             for b in range(places):
-                if distance[a] + state.step[a, b] < distance[b] - slack:
-                    distance[b] = distance[a] + state.step[a, b]
+                step = state.step[a, b]
+                if step < _NO_MOVE and distance[a] + step < distance[b]:
+                    distance[b] = distance[a] + step
                     before[b] = a
                     changed = True
     return distance, before
@@ -104,7 +109,7 @@ def _shortest(state: _State, start: np.ndarray, slack: float) -> tuple[np.ndarra
 @compiled
 def _see_moves(state: _State, a: int) -> None:
     """Find the cheapest moves away from a place."""
-    state.step[a, :] = np.inf
+    state.step[a, :] = _NO_MOVE
     for item in range(state.place_of.shape[0]):
         if state.place_of[item] == a:
             for b in range(state.step.shape[1]):

@@ -62,6 +62,18 @@ def test_transport_against_scipy():
         assert cost[np.arange(items), found].sum() == pytest.approx(best, abs=1e-9)
 
 
+def test_transport_ends_where_costs_differ_by_little_more_than_rounding():
+    """Cycles of moves then seemed to gain for ever, where sums were rounded."""
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        places, size = int(rng.integers(3, 9)), int(rng.integers(5, 40))
+        noise = 10.0 ** rng.uniform(-13.5, -11)
+        cost = rng.choice(rng.normal(size=3), (places * size, 1))
+        cost = cost + noise * rng.normal(size=(places * size, places))
+        found = transport(cost, np.full(places, size))
+        assert (np.bincount(found, minlength=places) == size).all()
+
+
 def test_random_numbers():
     state = random_state(7)
     draws = np.array([below(state, 10) for _ in range(20_000)])
