@@ -26,15 +26,14 @@ def configured_kernels(torch: Any, case: Case) -> list[Kernel]:
     from moesim.kernels.choose import choose, shape_of
     from moesim.kernels.config import Part
     from moesim.kernels.config_table import default_table
-    from moesim.kernels.targets import core_count, target_of
+    from moesim.kernels.targets import chip_of, target_of
 
     device = torch.device("cuda")
     target = target_of(device).name
     out_dtype = torch.bfloat16
     dtype = torch.float8_e4m3fn if case.dtype == "fp8" else torch.bfloat16
     shape, name = shape_of(case.n, case.k, dtype, out_dtype, False)
-    cores = core_count(device)
-    best = choose(case.rows, shape, name, target, cores=cores)[0]
+    best = choose(case.rows, shape, name, target, chip=chip_of(device))[0]
     found = [_kernel(CHOSEN, best.parts)]
     for entry in default_table().of(target, name):
         found.append(_kernel(entry.config.name, (Part(entry.config),)))

@@ -40,11 +40,10 @@ def held_out_errors(document: dict[str, Any], seed: int = 0) -> list[float]:
             test = [one for one in own if fold_of[_load(one)] == fold]
             if not test or len(rest) < FEWEST_POINTS:
                 continue
-            speeds = table.speeds[test[0].target][entry.dtype]
-            found = fit(entry.config, rest, speeds, entry.coefficients)
+            found = fit(entry.config, rest, entry.coefficients)
             for one in test:
                 part = Part(one.config)
-                predicted_s = part_seconds(part, found, one.histogram, one.shape, speeds)
+                predicted_s = part_seconds(part, found, one.histogram, one.shape, one.speeds)
                 errors.append(abs(predicted_s / one.time_s - 1))
     return errors
 

@@ -45,16 +45,25 @@ ROWS = {
 }
 
 SPEEDS = {
-    "sm_80": {"bf16": Speeds(108, 312e12, 2.039e12)},
-    "sm_90a": {"bf16": Speeds(132, 989e12, 4.8e12), "fp8": Speeds(132, 1979e12, 4.8e12)},
-    "sm_100a": {"bf16": Speeds(148, 2250e12, 8e12), "fp8": Speeds(148, 4500e12, 8e12)},
-    "gfx942": {"bf16": Speeds(304, 1307e12, 5.3e12), "fp8": Speeds(304, 2615e12, 5.3e12)},
+    "sm_80": {"bf16": Speeds(108, 312e12, 2.039e12, 40e6)},
+    "sm_90a": {
+        "bf16": Speeds(132, 989e12, 4.8e12, 50e6),
+        "fp8": Speeds(132, 1979e12, 4.8e12, 50e6),
+    },
+    "sm_100a": {
+        "bf16": Speeds(148, 2250e12, 8e12, 126e6),
+        "fp8": Speeds(148, 4500e12, 8e12, 126e6),
+    },
+    "gfx942": {
+        "bf16": Speeds(304, 1307e12, 5.3e12, 256e6),
+        "fp8": Speeds(304, 2615e12, 5.3e12, 256e6),
+    },
 }
 SPEED_SOURCES = {
-    "sm_80": "data sheet of NVIDIA A100 80GB SXM",
-    "sm_90a": "data sheet of NVIDIA H200 SXM, dense",
-    "sm_100a": "data sheet of NVIDIA HGX B200, dense, per GPU",
-    "gfx942": "data sheet of AMD Instinct MI300X, dense",
+    "sm_80": "data sheet of NVIDIA A100 80GB SXM; 40 MB of L2: A100 whitepaper",
+    "sm_90a": "data sheet of NVIDIA H200 SXM, dense; 50 MB of L2: H100 whitepaper",
+    "sm_100a": "data sheet of NVIDIA HGX B200, dense, per GPU; L2: Blackwell tuning guide",
+    "gfx942": "data sheet of AMD Instinct MI300X, dense; 256 MB of Infinity Cache",
 }
 
 

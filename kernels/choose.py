@@ -12,7 +12,7 @@ every number of rows, and which expert goes to which kernel is still decided by 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -21,7 +21,7 @@ import torch
 from moesim.errors import InputError
 from moesim.kernels.config import Part
 from moesim.kernels.config_table import ConfigTable, Entry, default_table, type_name
-from moesim.kernels.targets import target_of
+from moesim.kernels.targets import Chip, target_of
 from moesim.kernels.tile_table import ANY_ROWS
 from moesim.kernels.wave_model import GemmShape, Speeds, part_seconds
 
@@ -91,7 +91,7 @@ def choose(
     dtype: str,
     target: str,
     *,
-    cores: int | None = None,
+    chip: Chip | None = None,
     table: ConfigTable | None = None,
 ) -> list[Choice]:
     """All candidates for a histogram, fastest first.
@@ -101,7 +101,7 @@ def choose(
         shape: Of the GEMM.
         dtype: ``bf16`` or ``fp8``.
         target: Name of the target.
-        cores: Of the device at hand; the table's if None.
+        chip: The device at hand; the one that the table's figures are for if None.
         table: Table of configurations; the package's if None.
 
     Raises:
@@ -118,14 +118,14 @@ def choose(
         )
     table = table or default_table()
     ways = candidates(table.of(target, dtype))
-    times = _times(ways, counts.astype(np.int64), shape, _speeds(table, target, dtype, cores))
+    times = _times(ways, counts.astype(np.int64), shape, _speeds(table, target, dtype, chip))
     order = np.argsort(times, kind="stable")
     return [_choice(ways[place], float(times[place])) for place in order]
 
 
 @lru_cache(maxsize=4096)
 def choose_for_rows(
-    rows: int, experts: int, shape: GemmShape, dtype: str, target: str, cores: int
+    rows: int, experts: int, shape: GemmShape, dtype: str, target: str, chip: Chip
 ) -> Choice:
     """The candidate with the least regret over plausible histograms of so many rows.
 
@@ -133,7 +133,7 @@ def choose_for_rows(
     """
     table = default_table()
     ways = candidates(table.of(target, dtype))
-    speeds = _speeds(table, target, dtype, cores)
+    speeds = _speeds(table, target, dtype, chip)
     times = np.array(
         [_times(ways, own, shape, speeds) for own in plausible_histograms(rows, experts)]
     )
@@ -175,12 +175,9 @@ def shape_of(
     return GemmShape(n, k, in_bytes, float(out_dtype.itemsize), gated), name
 
 
-def _speeds(table: ConfigTable, target: str, dtype: str, cores: int | None) -> Speeds:
-    """The table's, with as many cores as there are."""
+def _speeds(table: ConfigTable, target: str, dtype: str, chip: Chip | None) -> Speeds:
     own = table.speeds[target][dtype]
-    if cores is None or cores == own.cores:
-        return own
-    return replace(own, cores=cores, flop_per_s=own.flop_per_s * cores / own.cores)
+    return own if chip is None else own.on(chip.cores, chip.bytes_per_s)
 
 
 def _times(

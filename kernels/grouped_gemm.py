@@ -20,7 +20,7 @@ from moesim.kernels.config import Part
 from moesim.kernels.language import runs_triton
 from moesim.kernels.launch import Operands, TileTables, launch
 from moesim.kernels.quantise import BlockScales, dequantise_rows, dequantise_weights
-from moesim.kernels.targets import core_count, target_of
+from moesim.kernels.targets import chip_of, target_of
 from moesim.kernels.work import Work, element_bytes
 
 __all__ = [
@@ -102,8 +102,8 @@ def grouped_gemm(
     if parts is None:
         shape, name = shape_of(w.shape[1], w.shape[2], x.dtype, out_dtype, gated)
         target = target_of(x.device).name
-        cores = core_count(x.device)
-        parts = choose_for_rows(rows, w.shape[0], shape, name, target, cores).parts
+        chip = chip_of(x.device)
+        parts = choose_for_rows(rows, w.shape[0], shape, name, target, chip).parts
     launch(operands, tables or TileTables(counts, rows), parts)
     return out
 

@@ -12,7 +12,7 @@ from moesim.errors import InputError
 from moesim.kernels.config import UNALIGNED, GemmConfig, Part
 from moesim.kernels.language import INTERPRETED
 from moesim.kernels.quantise import BLOCK, BlockScales
-from moesim.kernels.targets import Target, check_type, core_count, target_of
+from moesim.kernels.targets import Target, check_type, chip_of, target_of
 from moesim.kernels.tile_table import TileTable, tile_table
 
 __all__ = ["Operands", "TileTables", "launch"]
@@ -140,7 +140,7 @@ def _run_tile(operands: Operands, table: TileTable, config: GemmConfig, target: 
     describe_w = describe and _describable(w)
     block_x, block_w = [config.block_m, config.block_k], [1, config.block_n, config.block_k]
     column_tiles = -(-w.shape[1] // config.block_n)
-    programs = core_count(x.device) * config.programs_per_core
+    programs = chip_of(x.device).cores * config.programs_per_core
     tile_kernel[(min(programs, table.capacity * column_tiles),)](
         _descriptor(x, block_x) if describe_x else x,
         _descriptor(w, block_w) if describe_w else w,

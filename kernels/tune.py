@@ -16,16 +16,13 @@ from moesim.kernels.candidates import SPEED_SOURCES, SPEEDS, candidate_configs
 from moesim.kernels.check import Outcome, gemm_cases, representative, run_cases
 from moesim.kernels.config import GemmConfig, Part
 from moesim.kernels.config_table import ConfigTable, Entry
-from moesim.kernels.targets import TARGETS, Target
+from moesim.kernels.targets import REACHED_BANDWIDTH, TARGETS, Target
 from moesim.kernels.wave_model import Coefficients, GemmShape, Speeds, part_seconds
 
 __all__ = ["Measured", "assumed", "build_table", "fit", "refit"]
 
 MOST_PROGRAMS, MOST_ROW_PROGRAMS = 2, 4
 """Programs per core that are counted on, of the tile and the row kernel (assumed)."""
-
-REACHED_BANDWIDTH = 0.9
-"""Share of a data sheet's bandwidth that copies reach: 4.3 of 4.8 TB/s on an H200 (measured)."""
 
 TARGET_OF_MAJOR = {"8": "sm_80", "9": "sm_90a", "10": "sm_100a"}
 FEWEST_POINTS = 6
@@ -45,6 +42,7 @@ class Measured:
         config: What ran; ``programs_per_core`` does not count for its identity.
         histogram: [E] rows of each expert.
         shape: Of the GEMM.
+        speeds: Of the device that ran it.
         time_s: Seconds, tile table included.
     """
 
@@ -53,6 +51,7 @@ class Measured:
     config: GemmConfig
     histogram: np.ndarray
     shape: GemmShape
+    speeds: Speeds
     time_s: float
 
 
@@ -129,9 +128,7 @@ def refit(table: ConfigTable, measured: Iterable[Measured]) -> ConfigTable:
         for entry in own:
             points = groups.get((name, entry.dtype, entry.config.name), [])
             if len(points) >= FEWEST_POINTS:
-                coefficients = fit(
-                    entry.config, points, table.speeds[name][entry.dtype], entry.coefficients
-                )
+                coefficients = fit(entry.config, points, entry.coefficients)
                 entry = replace(entry, coefficients=coefficients, evidence="measured")
                 fitted += 1
             new.append(entry)
@@ -147,9 +144,7 @@ def refit(table: ConfigTable, measured: Iterable[Measured]) -> ConfigTable:
     return replace(table, entries=entries)
 
 
-def fit(
-    config: GemmConfig, points: Sequence[Measured], speeds: Speeds, start: Coefficients
-) -> Coefficients:
+def fit(config: GemmConfig, points: Sequence[Measured], start: Coefficients) -> Coefficients:
     """The coefficients by damped Gauss-Newton on the logarithms of times and coefficients.
 
     Large errors count linearly (Huber's weights at 10 %), so that one bad measurement does not
@@ -160,7 +155,7 @@ def fit(
     def residuals(log: np.ndarray) -> np.ndarray:
         values = Coefficients(*np.exp(log).tolist())
         part = Part(config)
-        times = [part_seconds(part, values, p.histogram, p.shape, speeds) for p in points]
+        times = [part_seconds(part, values, p.histogram, p.shape, p.speeds) for p in points]
         return np.log(times) - target
 
     def cost(error: np.ndarray) -> float:
@@ -226,6 +221,16 @@ def measured_of(
             allowed="8.0, 9.0 or 10.0",
             fix="measure with: moesim kernels bench --device cuda",
         )
+    cores = environment.get("cores") if isinstance(environment, dict) else None
+    if not isinstance(cores, int) or cores < 1:
+        raise InputError(
+            "does not say how many cores ran it",
+            file=str(file),
+            field="environment.cores",
+            found=cores,
+            allowed="a whole number from 1 up",
+        )
+    copied = document.get("ceilings", {}).get("copy_bytes_per_s")
     found: list[Measured] = []
     for place, entry in enumerate(document.get("cases", [])):
         try:
@@ -235,13 +240,15 @@ def measured_of(
             if config is None or entry["op"] != "grouped-gemm":
                 continue
             shape, fp8 = entry["shape"], entry["dtype"] == "fp8"
+            dtype = "fp8" if fp8 else "bf16"
             found.append(
                 Measured(
                     target=target,
-                    dtype="fp8" if fp8 else "bf16",
+                    dtype=dtype,
                     config=config,
                     histogram=np.asarray(document["loads"][entry["case"]], dtype=np.int64),
                     shape=GemmShape(int(shape["n"]), int(shape["k"]), 1 + 4 / 128 if fp8 else 2.0),
+                    speeds=table.speeds[target][dtype].on(cores, copied),
                     time_s=float(entry["time_s"]),
                 )
             )

@@ -324,7 +324,8 @@ def test_errors_of_the_wave_model_on_held_out_loads() -> None:
     table = default_table()
     entries = [entry for entry in table.of("sm_90a", "bf16")][:3]
     truth = Coefficients(share=0.6, reach=0.9, latency_s=1.1e-6, tile_s=2e-6, launch_s=3e-6)
-    document = gpu_file() | {"cases": [], "environment": {"compute_capability": "9.0"}}
+    environment = {"compute_capability": "9.0", "cores": 132}
+    document = gpu_file() | {"cases": [], "environment": environment}
     rng = np.random.default_rng(0)
 
     def measure(noise: float) -> list[float]:

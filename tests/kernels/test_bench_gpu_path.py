@@ -113,7 +113,7 @@ def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
     from moesim.kernels import targets
 
     monkeypatch.setattr(targets, "target_of", lambda device: targets.TARGETS["sm_90a"])
-    monkeypatch.setattr(targets, "core_count", lambda device: 132)
+    monkeypatch.setattr(targets, "chip_of", lambda device: targets.Chip(132))
 
 
 @pytest.mark.parametrize("captures", [True, False])

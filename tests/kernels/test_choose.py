@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moesim.errors import InputError, UsageError
+from moesim.kernels import targets
 from moesim.kernels.choose import (
     candidates,
     choose,
@@ -21,14 +23,14 @@ from moesim.kernels.choose import (
 from moesim.kernels.config import GemmConfig, Part
 from moesim.kernels.config_table import default_table, load_table
 from moesim.kernels.launch import check_block_scales, check_parts
-from moesim.kernels.targets import TARGETS, check_type
+from moesim.kernels.targets import TARGETS, Chip, check_type
 from moesim.kernels.tile_table import ANY_ROWS
 from moesim.kernels.tune import Measured, fit, measured_of, refit
-from moesim.kernels.wave_model import Coefficients, GemmShape, Speeds, part_seconds
+from moesim.kernels.wave_model import Coefficients, GemmShape, Speeds, moved_bytes, part_seconds
 
 TILE = GemmConfig("tile", 128, 256, 64, 8, 3)
 SHAPE = GemmShape(4096, 2048)
-SPEEDS = Speeds(100, 1e15, 1e12)
+SPEEDS = Speeds(100, 1e15, 1e12, 50e6)
 FREE = Coefficients(share=0.5, reach=1.0, latency_s=0.0, tile_s=1e-6, launch_s=0.0)
 
 HISTOGRAMS = st.lists(st.integers(0, 3000), min_size=1, max_size=64).map(np.array)
@@ -95,7 +97,7 @@ def test_choices_are_sorted_and_complete():
 @pytest.mark.parametrize("dtype", ["bf16", "fp8"])
 @pytest.mark.parametrize("rows", [1, 100, 100_000])
 def test_without_a_histogram_the_regret_is_bounded(rows, dtype):
-    choice = choose_for_rows(rows, 128, SHAPE, dtype, "sm_90a", 132)
+    choice = choose_for_rows(rows, 128, SHAPE, dtype, "sm_90a", Chip(132))
     check_parts(choice.parts)
     for histogram in plausible_histograms(rows, 128):
         assert histogram.sum() == rows
@@ -125,9 +127,9 @@ def test_a_fit_recovers_the_coefficients_it_was_made_with():
         histogram = plausible_histograms(rows, 32)[place % 3]
         time_s = part_seconds(Part(TILE), true, histogram, shape, speeds)
         time_s *= np.exp(rng.normal(0, 0.01))
-        points.append(Measured("sm_90a", "bf16", TILE, histogram, shape, time_s))
+        points.append(Measured("sm_90a", "bf16", TILE, histogram, shape, speeds, time_s))
     start = Coefficients(0.3, 1.0, 2e-6, 0.5e-6, 8e-6)
-    got = fit(TILE, points[:30], speeds, start)
+    got = fit(TILE, points[:30], start)
     assert got.share == pytest.approx(true.share, rel=0.03)
     assert got.reach == pytest.approx(true.reach, rel=0.03)
     assert got.launch_s == pytest.approx(true.launch_s, rel=0.05)
@@ -148,7 +150,8 @@ def bench_document(times=8):
     return {
         "schema": "moesim.kernels/1",
         "kind": "bench",
-        "environment": {"compute_capability": "9.0"},
+        "environment": {"compute_capability": "9.0", "cores": 114},
+        "ceilings": {"copy_bytes_per_s": 1.9e12},
         "loads": {"a": rows},
         "cases": [entry] * times + [other],
     }
@@ -161,6 +164,7 @@ def test_a_benchmark_refits_the_table():
     found = measured_of(bench_document(), table)
     assert len(found) == 8
     assert found[0].histogram.tolist() == [64, 32, 0, 16]
+    assert (found[0].speeds.cores, found[0].speeds.bytes_per_s) == (114, 1.9e12)
     tuned = refit(table, found)
     kinds = {e.config.name: e.evidence for e in tuned.of("sm_90a", "bf16")}
     assert kinds.pop(TILE.name) == "measured"
@@ -173,6 +177,8 @@ def test_too_few_times_fit_nothing():
         refit(table, measured_of(bench_document(3), table))
     with pytest.raises(InputError, match="compute_capability"):
         measured_of(bench_document() | {"environment": {}}, table, "cpu.json")
+    with pytest.raises(InputError, match="cores"):
+        measured_of(bench_document() | {"environment": {"compute_capability": "9.0"}}, table)
     broken = bench_document()
     del broken["cases"][0]["shape"]["n"]
     with pytest.raises(InputError, match=r"cases\[0\]"):
@@ -232,3 +238,41 @@ def test_what_a_target_cannot_multiply_is_refused():
 def test_configurations_that_cannot_be_are_refused(change):
     with pytest.raises(InputError):
         replace(TILE, **change)
+
+
+def test_weights_of_an_expert_come_again_where_the_cache_does_not_hold_them():
+    """The row kernel takes row tiles of an expert one after another, each through all weights."""
+    row = GemmConfig("row", 16, 128, 128, 4, 4)
+    own = np.array([160])  # 10 row tiles; 32 column tiles fill 32 of 100 cores, so 3 run together
+    shape = GemmShape(4096, 4096)  # 33.6 MB
+    weight_bytes, row_bytes = 2.0 * 4096 * 4096, 2.0 * 160 * (4096 + 4096)
+
+    def read(cache_bytes):
+        speeds = replace(SPEEDS, cache_bytes=cache_bytes)
+        return (moved_bytes(row, own, shape, speeds) - row_bytes) / weight_bytes
+
+    assert read(70e6) == pytest.approx(1.0)
+    assert read(33e6) == pytest.approx(10 / (100 / 32))
+    assert 1.0 < read(45e6) < 10 / (100 / 32)
+
+
+def test_a_slower_memory_of_the_same_chip_counts():
+    histogram = [2] * 64
+    fast = choose(histogram, SHAPE, "bf16", "sm_90a", chip=Chip(132, 4e12))[0]
+    slow = choose(histogram, SHAPE, "bf16", "sm_90a", chip=Chip(132, 1e12))[0]
+    assert 3.0 < slow.predicted_s / fast.predicted_s < 4.0
+
+
+def test_the_bandwidth_at_hand_is_two_transfers_per_clock(monkeypatch):
+    """An H100 SXM: 2619 MHz on 5120 bits are 3.35 TB/s in its data sheet."""
+    h100 = SimpleNamespace(
+        multi_processor_count=132, memory_clock_rate=2_619_000, memory_bus_width=5120
+    )
+    monkeypatch.setattr(targets, "INTERPRETED", False)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: h100)
+    found = targets.chip_of.__wrapped__(torch.device("cuda"))
+    assert found.bytes_per_s == pytest.approx(0.9 * 3.35e12, rel=2e-3)
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(multi_processor_count=7)
+    )
+    assert targets.chip_of.__wrapped__(torch.device("cuda")) == Chip(7, None)

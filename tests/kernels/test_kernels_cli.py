@@ -92,7 +92,7 @@ def test_tuning_an_existing_table_with_measurements(capsys, tmp_path):
     ]  # fmt: skip
     bench = {
         "schema": "moesim.kernels/1", "kind": "bench", "cases": entries,
-        "environment": {"compute_capability": "9.0"},
+        "environment": {"compute_capability": "9.0", "cores": 132},
         "loads": {entry["case"]: [int(entry["case"])] for entry in entries},
     }  # fmt: skip
     file, shipped, tuned = (tmp_path / name for name in ("bench.json", "in.json", "out.json"))

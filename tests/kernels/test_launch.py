@@ -20,13 +20,14 @@ from moesim.kernels import quantise as quantise_module
 from moesim.kernels import routing as routing_module
 from moesim.kernels import tile_table as table_module
 from moesim.kernels.check import Case, compile_case
+from moesim.kernels.choose import Choice
 from moesim.kernels.config import UNALIGNED, GemmConfig, Part
 from moesim.kernels.experts import ExpertWeights
 from moesim.kernels.grouped_gemm import grouped_gemm
 from moesim.kernels.layer import moe_forward
 from moesim.kernels.quantise import BlockScales, quantise_weights
 from moesim.kernels.routing import Router
-from moesim.kernels.targets import TARGETS
+from moesim.kernels.targets import TARGETS, Chip
 
 triton = pytest.importorskip("triton", reason="there is no Triton for this system")
 
@@ -75,7 +76,7 @@ def launched(monkeypatch):
     for module in (gemm_module, quantise_module, launch_module, choose_module):
         monkeypatch.setattr(module, "target_of", lambda device: TARGETS["sm_90a"])
     for module in (gemm_module, launch_module):
-        monkeypatch.setattr(module, "core_count", lambda device: 132)
+        monkeypatch.setattr(module, "chip_of", lambda device: Chip(132))
     # reset_active would ask for the driver of a GPU that is not here.
     monkeypatch.setattr(triton.runtime.driver, "_active", Hopper())
     return found
@@ -147,6 +148,9 @@ def test_fp8_launches_what_was_checked(launched):
 
 
 def test_a_whole_layer_compiles_and_reads_nothing_back(launched, monkeypatch):
+    """Both GEMMs in the same configuration share one tile table."""
+    config = Part(GemmConfig("tile", 64, 128, 64, 4, 4))
+    monkeypatch.setattr(gemm_module, "choose_for_rows", lambda *_: Choice((config,), 1e-6, "test"))
     for name in ("item", "tolist", "cpu", "numpy", "__int__", "__bool__"):
         monkeypatch.setattr(torch.Tensor, name, lambda *_: pytest.fail("the host waits"))
     weights = ExpertWeights(
