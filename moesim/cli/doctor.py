@@ -36,6 +36,7 @@ EXTRAS = {
     "highs": ("highspy",),
     "parquet": ("pyarrow", "pandas"),
     "record": ("torch", "transformers"),
+    "ray": ("ray",),
 }
 """Packages that each extra of pyproject.toml installs."""
 
@@ -45,6 +46,7 @@ UNLOCKS = {
     "highs": "a faster solver for moetuner and moge",
     "parquet": "requests.parquet of traces",
     "record": "moesim trace record: routers of a Hugging Face model",
+    "ray": "moesim sweep --executor ray: grids over the machines of a Ray cluster",
 }
 """What works with each extra and not without."""
 

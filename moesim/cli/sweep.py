@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from moesim.cli.console import Console, JsonOption, NoSeedOption, QuietOption
+from moesim.executors.protocol import ExecutorName
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from moesim.cli.sweep_point import SweptVerb
+    from moesim.executors.protocol import Executor
     from moesim.sweep.grid import Grid
     from moesim.sweep.store import Store
 
@@ -26,13 +27,6 @@ SHARE_OF_MEMORY = 0.8
 """Of the memory that is free at the start, without --max-memory; the rest is left to others."""
 
 
-class ExecutorOption(StrEnum):
-    """Where points are computed."""
-
-    PROCESS = "process"
-    SERIAL = "serial"
-
-
 def sweep(
     grid: Annotated[Path, typer.Argument(help="YAML: verb, and lists of that verb's options.")],
     out: Annotated[Path, typer.Option(help="Folder of the store and the tables.")],
@@ -40,8 +34,11 @@ def sweep(
         bool, typer.Option("--resume", help="Go on with the store that is in --out.")
     ] = False,
     executor: Annotated[
-        ExecutorOption, typer.Option(help="Worker processes, or this process alone.")
-    ] = ExecutorOption.PROCESS,
+        ExecutorName, typer.Option(help="Worker processes, this process alone, or Ray.")
+    ] = ExecutorName.PROCESS,
+    address: Annotated[
+        str | None, typer.Option(help="Running Ray cluster [Ray is started on this machine].")
+    ] = None,
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Worker processes [one per usable CPU].")
     ] = None,
@@ -60,7 +57,6 @@ def sweep(
 ) -> None:
     """Run a verb over every combination of its options; stopped at any moment, it resumes."""
     from moesim.cli.sweep_point import SweptVerb, check_options
-    from moesim.environment import usable_processors
     from moesim.errors import UsageError
     from moesim.sweep.grid import code_version, read_grid
     from moesim.sweep.store import Store
@@ -81,9 +77,9 @@ def sweep(
         console.result(data, f"{len(keys)} points of {asked.verb}, {finished} finished")
         return
     store = Store(file)
-    workers = 0 if executor is ExecutorOption.SERIAL else jobs or usable_processors()
+    run = SweptVerb(asked.verb, full=full)
     try:
-        _compute(console, SweptVerb(asked.verb, full=full), asked, keys, store, workers, max_memory)
+        _compute(console, run, asked, keys, store, executor, jobs, address, max_memory)
     finally:
         points = collect(asked, keys, store)
         store.close()
@@ -109,11 +105,10 @@ def _finished(file: Path, keys: list[str]) -> int:
 
 
 def _compute(
-    console: Console, run: SweptVerb, grid: Grid, keys: list[str], store: Store, workers: int,
-    max_memory: float | None,
+    console: Console, run: SweptVerb, grid: Grid, keys: list[str], store: Store,
+    executor: ExecutorName, jobs: int | None, address: str | None, max_memory: float | None,
 ) -> None:  # fmt: skip
-    from moesim.environment import available_memory_bytes
-    from moesim.errors import InfeasibleError
+    from moesim.executors.protocol import open_executor
     from moesim.sweep.execute import compute, peak_worker_bytes
 
     have = store.keys()
@@ -124,25 +119,34 @@ def _compute(
     console.say(f"{len(keys)} points of {grid.verb}, {len(keys) - len(missing)} finished")
     if not missing:
         return
-    if workers:
-        # One point tells what a worker needs before there are many of them.
-        each = peak_worker_bytes(run, missing[0], store)
-        missing = missing[1:]
-        workers = min(workers, max(len(missing), 1))
-        free = available_memory_bytes()
-        cap = max_memory * GIB if max_memory is not None else SHARE_OF_MEMORY * (free or 2**62)
-        if each > cap:
-            raise InfeasibleError(
-                f"a worker needs {each / GIB:.2f} GiB; allowed: {cap / GIB:.2f} GiB\n"
-                "fix: pass a larger --max-memory, or smaller inputs"
-            )
-        if each * workers > cap:
-            workers = int(cap // each)
-        estimate = each * workers / GIB
-        console.say(f"{workers} workers, about {estimate:.2f} GiB of {cap / GIB:.2f} GiB")
-    with _progress(console, len(missing)) as advance:
-        for count in compute(run, missing, store, workers):
-            advance(count)
+    with open_executor(executor, jobs, address) as workers:
+        if workers.workers:
+            # One point tells what a worker needs before there are many of them.
+            each = peak_worker_bytes(run, missing[0], store, workers)
+            missing = missing[1:]
+            _fit_into_memory(console, workers, each, len(missing), max_memory)
+        with _progress(console, len(missing)) as advance:
+            for count in compute(run, missing, store, workers):
+                advance(count)
+
+
+def _fit_into_memory(
+    console: Console, executor: Executor, each: int, points: int, max_memory: float | None
+) -> None:
+    """Use no more workers than fit; ``each`` is what one of them needs in bytes."""
+    from moesim.errors import InfeasibleError
+
+    free = executor.free_bytes()
+    cap = max_memory * GIB if max_memory is not None else SHARE_OF_MEMORY * (free or 2**62)
+    if each > cap:
+        raise InfeasibleError(
+            f"a worker needs {each / GIB:.2f} GiB; allowed: {cap / GIB:.2f} GiB\n"
+            "fix: pass a larger --max-memory, or smaller inputs"
+        )
+    if each:
+        executor.limit(int(cap // each))
+    used = min(executor.workers, max(points, 1))
+    console.say(f"{used} workers, about {each * used / GIB:.2f} GiB of {cap / GIB:.2f} GiB")
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import typer
 
 from moesim.cli.console import capture
 from moesim.errors import InputError, MoesimError, UsageError
+from moesim.sweep.grid import code_version
 from moesim.sweep.table import without_lists
 
 __all__ = ["SweptVerb", "check_options"]
@@ -25,14 +26,25 @@ class SweptVerb:
     Args:
         verb: Words of the verb.
         full: Keep the lists of results.
+        code: Version under which results are kept, that of this process if not given.
     """
 
-    def __init__(self, verb: str, *, full: bool = False) -> None:
+    def __init__(self, verb: str, *, full: bool = False, code: str | None = None) -> None:
         self.verb = verb
         self.full = full
+        self.code = code or code_version()
 
     def __call__(self, options: dict[str, Any]) -> dict[str, Any]:
-        """The result under ``result``, or the error under ``error``."""
+        """The result under ``result``, or the error under ``error``.
+
+        Raises:
+            UsageError: If the worker that this came to runs other code.
+        """
+        if self.code != code_version():
+            raise UsageError(
+                f"a worker runs moesim {code_version()}, but the sweep {self.code}\n"
+                "fix: install the same moesim everywhere, then --resume"
+            )
         command = _command(self.verb)
         try:
             with capture() as results:

@@ -4,6 +4,8 @@ import os
 import signal
 import time
 
+from moesim.errors import UsageError
+
 
 def double(options):
     if options["x"] == 13:
@@ -20,3 +22,7 @@ def dies_of_seven(options):
     if options["x"] == 7:
         os.kill(os.getpid(), signal.SIGKILL)
     return double(options)
+
+
+def refuses(_):
+    raise UsageError("so")

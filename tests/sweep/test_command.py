@@ -4,14 +4,18 @@ import json
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 
 import pytest
 
 from moesim.cli.app import app
 from moesim.cli.console import run
+from moesim.cli.sweep_point import SweptVerb
+from moesim.errors import UsageError
 
 GRID = """verb: simulate step
 model: qwen3-30b-a3b
@@ -95,6 +99,42 @@ def test_too_little_memory_is_said_before(tmp_path, capsys, grid):
     code = run(app, ["sweep", grid, "--out", out, "--jobs", "2", "--max-memory", "0.01"])
     assert code == 3
     assert "--max-memory" in capsys.readouterr().err
+
+
+def test_interrupted_it_keeps_its_points_and_resumes(tmp_path, capsys):
+    grid, out = tmp_path / "grid.yaml", tmp_path / "o"
+    grid.write_text(GRID.replace("batch: [1, 8, 64]", f"batch: {list(range(1, 400))}"))
+    command = [sys.executable, "-m", "moesim", "sweep", str(grid), "--out", str(out)]
+    process = subprocess.Popen(
+        [*command, "--jobs", "2", "--quiet"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        start_new_session=True,
+    )  # fmt: skip
+    while not (out / "results.sqlite").exists() or len(stored(out)) < 3:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it, to all processes
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.decode() == "moesim: interrupted\n"
+    saved = json.loads((out / "sweep.json").read_text())
+    assert 0 < len(saved["points"]) < saved["total"]
+    assert not saved["ok"]
+    grid.write_text(GRID)
+    code, found = call(capsys, str(grid), "--out", str(out), "--resume", "--executor", "serial")
+    assert (code, len(found["points"])) == (0, 12)
+
+
+def stored(out):
+    with closing(sqlite3.connect(out / "results.sqlite")) as store:
+        try:
+            return store.execute("SELECT key FROM points").fetchall()
+        except sqlite3.Error:  # before its table is there
+            return []
+
+
+def test_workers_with_other_code_are_refused():
+    there = SweptVerb("simulate step", code="0.0.1+another")
+    with pytest.raises(UsageError, match="the same moesim everywhere"):
+        there({"model": "qwen3-30b-a3b", "cluster": "4xh100_sxm"})
 
 
 def test_killed_at_any_moment_it_resumes_to_the_same_table(tmp_path, capsys, grid):

@@ -5,6 +5,8 @@ import json
 import pytest
 
 from moesim.errors import InputError
+from moesim.executors.process import ProcessExecutor
+from moesim.executors.protocol import SerialExecutor
 from moesim.sweep.execute import compute, peak_worker_bytes
 from moesim.sweep.grid import Grid
 from moesim.sweep.store import Store
@@ -23,23 +25,26 @@ def store(tmp_path):
     store.close()
 
 
-@pytest.mark.parametrize("jobs", [0, 2])
-def test_all_points_are_computed_once(store, jobs):
-    assert sum(compute(double, POINTS, store, jobs)) == 40
+@pytest.mark.parametrize("executor", [SerialExecutor(), ProcessExecutor(2)])
+def test_all_points_are_computed_once(store, executor):
+    with executor:
+        assert sum(compute(double, POINTS, store, executor)) == 40
     found = collect(GRID, KEYS, store)
     assert [p["result"]["y"] for p in found if p["ok"]] == [2 * x for x in range(40) if x != 13]
     assert [p["options"]["x"] for p in found if not p["ok"]] == [13]
 
 
 def test_a_point_that_kills_its_worker_fails_alone(store):
-    assert sum(compute(dies_of_seven, POINTS, store, 2)) == 40
+    with ProcessExecutor(2) as executor:
+        assert sum(compute(dies_of_seven, POINTS, store, executor)) == 40
     found = collect(GRID, KEYS, store)
     assert [p["options"]["x"] for p in found if not p["ok"]] == [7, 13]
     assert found[7]["error"]["type"] == "WorkerDied"
 
 
 def test_memory_of_a_worker_is_measured(store):
-    assert peak_worker_bytes(double, POINTS[0], store) > 1e6
+    with ProcessExecutor(1) as executor:
+        assert peak_worker_bytes(double, POINTS[0], store, executor) > 1e6
     assert store.keys() == {KEYS[0]}
 
 
@@ -65,7 +70,7 @@ def test_a_file_that_is_no_store_is_refused(tmp_path):
 
 
 def test_the_table_has_a_row_per_point(tmp_path, store):
-    list(compute(double, POINTS[:14], store, 0))
+    list(compute(double, POINTS[:14], store, SerialExecutor()))
     lines = write_csv(tmp_path / "t.csv", collect(GRID, KEYS, store)).read_text().splitlines()
     assert lines[0] == "x,ok,y,error"
     assert lines[1] == "0,True,0,"
