@@ -45,12 +45,10 @@ class SweptVerb:
                 f"a worker runs moesim {code_version()}, but the sweep {self.code}\n"
                 "fix: install the same moesim everywhere, then --resume"
             )
-        command = _command(self.verb)
+        calls = _calls(self.verb)
         try:
-            with capture() as results:
-                context = command.make_context(self.verb, _words(command, options))
-                with context:
-                    command.invoke(context)
+            with capture() as results, calls.context(options) as context:
+                calls.command.invoke(context)
         except MoesimError as error:
             return {"ok": False, "error": error.to_dict()}
         except typer.Exit as error:
@@ -70,6 +68,44 @@ class SweptVerb:
 def _bug(error: Exception) -> dict[str, Any]:
     message = f"this is a bug in moesim: {type(error).__name__}: {error}"
     return {"ok": False, "error": {"type": "Bug", "message": message, "exit_code": 1}}
+
+
+class _Calls:
+    """Turns options of points into calls of a verb; every value of an option is parsed once."""
+
+    def __init__(self, verb: str) -> None:
+        self.verb = verb
+        self.command = _command(verb)
+        self._parameters = _parameters(self.command)
+        self._defaults: dict[str, Any] = {}
+        self._parsed: dict[tuple[str, str], Any] = {}
+
+    def context(self, options: dict[str, Any]) -> Any:
+        """What the verb is invoked with.
+
+        The first point that has a value goes through the command line's parser. As no option's
+        meaning depends on another's, the value means the same in every other point.
+        """
+        # 1, 1.0, "1" and True are equal or alike, yet different words.
+        names = {name: (name, repr(value)) for name, value in options.items()}
+        if self._parsed.keys() >= set(names.values()):
+            context = self.command.context_class(self.command, info_name=self.verb)
+            found = {self._parameters[name].name: self._parsed[key] for name, key in names.items()}
+            context.params = self._defaults | {
+                name: list(value) if isinstance(value, list) else value
+                for name, value in found.items()
+            }
+            return context
+        context = self.command.make_context(self.verb, _words(self._parameters, options))
+        self._defaults = dict(context.params)
+        for name, key in names.items():
+            self._parsed[key] = context.params[self._parameters[name].name]
+        return context
+
+
+@lru_cache(maxsize=8)
+def _calls(verb: str) -> _Calls:
+    return _Calls(verb)
 
 
 @lru_cache(maxsize=8)
@@ -96,7 +132,7 @@ def _parameters(command: Any) -> dict[str, Any]:
     found = {}
     for parameter in command.params:
         names = [name for name in parameter.opts if name.startswith("--")] or [parameter.name]
-        found[names[0].removeprefix("--")] = parameter
+        found[names[0].removeprefix("--").replace("_", "-")] = parameter
     return found
 
 
@@ -115,9 +151,8 @@ def check_options(verb: str, names: list[str]) -> None:
             )
 
 
-def _words(command: Any, options: dict[str, Any]) -> list[str]:
+def _words(parameters: dict[str, Any], options: dict[str, Any]) -> list[str]:
     """The command line of a point; null leaves an option out."""
-    parameters = _parameters(command)
     words = ["--quiet"]
     last: list[str] = []
     for name, value in options.items():

@@ -12,6 +12,7 @@ the busiest device sends.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -54,12 +55,12 @@ class GemmWork:
     dtype: str
     batch: int = 1
 
-    @property
+    @cached_property
     def flops(self) -> float:
         """2·m·n·k each."""
         return 2.0 * self.batch * self.m * self.n * self.k
 
-    @property
+    @cached_property
     def bytes(self) -> float:
         """Both operands read once, the result written once."""
         number = FORMATS[self.dtype]
@@ -110,7 +111,7 @@ class AttentionWork:
     latent: bool = False
     expanded: bool = False
 
-    @property
+    @cached_property
     def pairs(self) -> float:
         """Pairs of query and cached entry of one head of one sequence, causal."""
         q, past, window = self.query_tokens, self.past_tokens, self.window_tokens * self.stride
@@ -121,7 +122,7 @@ class AttentionWork:
         seen = growing * past + growing * (growing + 1) / 2 + (q - growing) * window
         return seen / self.stride
 
-    @property
+    @cached_property
     def keys(self) -> float:
         """Cached entries of a sequence that the queries of the step read."""
         total = self.past_tokens + self.query_tokens
@@ -130,12 +131,12 @@ class AttentionWork:
             total = min(total, window + self.query_tokens - 1)
         return total / self.stride
 
-    @property
+    @cached_property
     def flops(self) -> float:
         """Scores and the weighted sum of values."""
         return 2.0 * self.sequences * self.heads * self.pairs * (self.key_dim + self.value_dim)
 
-    @property
+    @cached_property
     def bytes(self) -> float:
         """Queries and cached keys and values read, outputs written."""
         queries = self.sequences * self.query_tokens * self.heads
@@ -180,17 +181,17 @@ class ExpertWork:
     top_k: float
     sees_group: bool = True
 
-    @property
+    @cached_property
     def busiest_copies(self) -> float:
         """Token copies of the busiest device, mean over draws."""
         return float(self.slot_tokens.sum(axis=-1).max(axis=-1).mean())
 
-    @property
+    @cached_property
     def flops(self) -> float:
         """Of the device with the most token copies."""
         return 2.0 * self.matrices * self.hidden * self.width * self.busiest_copies
 
-    @property
+    @cached_property
     def bytes(self) -> float:
         """Of that device: weights of its active experts, inputs, intermediates, outputs."""
         copies = self.slot_tokens.sum(axis=-1)
@@ -210,12 +211,12 @@ class CollectiveWork:
     size_bytes: float
     ranks: int
 
-    @property
+    @cached_property
     def flops(self) -> float:
         """Additions do not count."""
         return 0.0
 
-    @property
+    @cached_property
     def bytes(self) -> float:
         """Bytes that each device sends."""
         return float(wire_bytes(self.collective, np.array(self.size_bytes), np.array(self.ranks)))
@@ -251,12 +252,12 @@ class TransferWork:
     kernel: Literal["deepep", "nvlink", "send"] = "deepep"
     groups: tuple[int, int] = (1, 1)
 
-    @property
+    @cached_property
     def flops(self) -> float:
         """Nothing is computed."""
         return 0.0
 
-    @property
+    @cached_property
     def bytes(self) -> float:
         """Bytes that the busiest device receives or sends: of copies whose expert is elsewhere."""
         copies = self.tokens * self.top_k * (1 - 1 / self.ranks)
