@@ -7,16 +7,27 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from moesim.errors import InputError
+from moesim.errors import InputError, UsageError
 from moesim.traces.bundle import Trace, routing_dtype
 
-__all__ = ["bin_count", "check_arrays", "check_ids", "read_ids", "release", "token_slices"]
+__all__ = [
+    "bin_count",
+    "check_arrays",
+    "check_ids",
+    "read_ids",
+    "release",
+    "result_table",
+    "token_slices",
+]
 
 CHUNK_IDS = 2**23
 """Ids read at a time."""
 
 RELEASE_BYTES = 256 * 2**20
 """Mapped arrays above this size are given back to the system behind the reader."""
+
+MAX_RESULT_BYTES = 2**34
+"""A larger result is a slip (``window_tokens`` of 1), not a wish."""
 
 
 def check_arrays(trace: Trace) -> None:
@@ -136,3 +147,18 @@ def release(array: np.ndarray) -> None:
     start = array.ctypes.data - np.frombuffer(mapping, np.uint8).ctypes.data
     page = start - start % mmap.PAGESIZE
     mapping.madvise(mmap.MADV_DONTNEED, page, start + array.nbytes - page)
+
+
+def result_table(shape: tuple[int, ...], fix: str) -> np.ndarray:
+    """Zeros of int64.
+
+    Raises:
+        UsageError: If they would take more memory than anybody wants; it says ``fix``.
+    """
+    size_bytes = 8 * int(np.prod(shape, dtype=object))
+    if size_bytes > MAX_RESULT_BYTES:
+        raise UsageError(
+            f"a result of shape {shape} would take {size_bytes} bytes; "
+            f"allowed: {MAX_RESULT_BYTES}\nfix: {fix}"
+        )
+    return np.zeros(shape, np.int64)

@@ -26,12 +26,14 @@ from moesim.traces.chunks import (
     check_ids,
     read_ids,
     release,
+    result_table,
     token_slices,
 )
 
 __all__ = [
     "Drift",
     "Imbalance",
+    "check_window",
     "coactivation",
     "domain_loads",
     "drift",
@@ -47,9 +49,6 @@ _R = TypeVar("_R")
 # Loading numba takes about half a second, in which numpy counts a hundred million ids; a trace this
 # small is done in some milliseconds either way.
 _SMALL_COUNTS = 2**22
-
-# A larger result is a slip (``window_tokens`` of 1), not a wish.
-_MAX_RESULT_BYTES = 2**34
 
 
 def loads(trace: Trace, *, threads: int = 1) -> np.ndarray:
@@ -96,8 +95,7 @@ def windowed_loads(trace: Trace, window_tokens: int, *, threads: int = 1) -> np.
         InputError: If an id is not below E.
         UsageError: If ``window_tokens`` is below 1, or so small that the result is beyond reason.
     """
-    if window_tokens < 1:
-        raise UsageError(f"window_tokens must be at least 1; found {window_tokens}")
+    check_window(window_tokens)
     windows = -(-trace.manifest.tokens // window_tokens)
     return _grouped(
         trace,
@@ -106,6 +104,12 @@ def windowed_loads(trace: Trace, window_tokens: int, *, threads: int = 1) -> np.
         threads,
         fix="choose a larger window",
     )
+
+
+def check_window(window_tokens: int) -> None:
+    """Refuse windows without tokens."""
+    if window_tokens < 1:
+        raise UsageError(f"window_tokens must be at least 1; found {window_tokens}")
 
 
 def domain_loads(trace: Trace, *, threads: int = 1) -> dict[str, np.ndarray]:
@@ -166,7 +170,7 @@ def _grouped(
     """[groups, L, E] int64 loads, where ``group_of`` gives the group of each token of a slice."""
     check_arrays(trace)
     layers, experts, bins = trace.manifest.layers, trace.manifest.experts, bin_count(trace)
-    result = _result((groups, layers, experts), fix)
+    result = result_table((groups, layers, experts), fix)
     kernels = _kernels(trace, 1)
 
     def of_layer(layer: int) -> None:
@@ -184,7 +188,7 @@ def _paired(trace: Trace, rows: int, distance: int, threads: int) -> np.ndarray:
     """[rows, E, E] int64 pairs of ids in layers l and l + distance."""
     check_arrays(trace)
     experts, top_k, bins = trace.manifest.experts, trace.manifest.top_k, bin_count(trace)
-    result = _result((rows, experts, experts), "count pairs of models with fewer experts only")
+    result = result_table((rows, experts, experts), "count pairs of models with fewer experts only")
     kernels = _kernels(trace, top_k)
 
     def of_layer(layer: int) -> None:
@@ -219,16 +223,6 @@ def _map(function: Callable[[int], _R], layers: int, threads: int) -> list[_R]:
         return [function(layer) for layer in range(layers)]
     with ThreadPoolExecutor(threads) as pool:
         return list(pool.map(function, range(layers)))
-
-
-def _result(shape: tuple[int, ...], fix: str) -> np.ndarray:
-    size_bytes = 8 * int(np.prod(shape, dtype=object))
-    if size_bytes > _MAX_RESULT_BYTES:
-        raise UsageError(
-            f"a result of shape {shape} would take {size_bytes} bytes; "
-            f"allowed: {_MAX_RESULT_BYTES}\nfix: {fix}"
-        )
-    return np.zeros(shape, np.int64)
 
 
 def _release(trace: Trace, layer: int, tokens: slice) -> None:

@@ -46,7 +46,7 @@ UNLOCKS = {
     "highs": "a faster solver for moetuner and moge",
     "parquet": "requests.parquet of traces",
     "record": "moesim trace record: routers of a Hugging Face model",
-    "ray": "moesim sweep --executor ray: grids over the machines of a Ray cluster",
+    "ray": "moesim sweep and trace stats --executor ray: work on the machines of a Ray cluster",
 }
 """What works with each extra and not without."""
 

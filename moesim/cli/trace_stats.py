@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moesim.cli.console import Console, JsonOption, NoSeedOption, OutOption, QuietOption
+from moesim.executors.protocol import ExecutorName
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,6 +26,15 @@ def stats(
         int, typer.Option(min=1, help="Tokens per window when looking for drift.")
     ] = 4096,
     threads: Annotated[int, typer.Option(min=1, help="Layers counted at once.")] = 1,
+    executor: Annotated[
+        ExecutorName, typer.Option(help="This process alone, worker processes, or Ray.")
+    ] = ExecutorName.SERIAL,
+    address: Annotated[
+        str | None, typer.Option(help="Running Ray cluster [Ray is started on this machine].")
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Worker processes [one per usable CPU].")
+    ] = None,
     as_json: JsonOption = False,
     seed: NoSeedOption = 0,
     out: OutOption = None,
@@ -34,21 +44,30 @@ def stats(
 
     With --out, the full tables are written there as .npy files and the summary as statistics.json.
     """
+    from moesim.errors import UsageError
+    from moesim.executors.protocol import open_executor
     from moesim.safe_io import write_json, write_npy
-    from moesim.traces import statistics
+    from moesim.traces import spread, statistics
     from moesim.traces.bundle import open_trace, sample_path
 
+    if executor is not ExecutorName.SERIAL and threads > 1:
+        raise UsageError(
+            f"--threads are of this process, and --executor {executor} computes in others\n"
+            "fix: pass --jobs instead of --threads"
+        )
     console = Console(as_json=as_json, quiet=quiet)
     opened = open_trace(sample_path() if trace is None else trace)
-    with console.progress("loads") as step:
-        tables = {"loads": statistics.loads(opened, threads=threads)}
+    with open_executor(executor, jobs, address) as workers, console.progress("loads") as step:
+        module: Any = spread if workers.workers else statistics
+        how: dict[str, Any] = {"executor": workers} if workers.workers else {"threads": threads}
+        tables = {"loads": module.loads(opened, **how)}
         step("loads by window")
-        tables["windowed_loads"] = statistics.windowed_loads(opened, window_tokens, threads=threads)
+        tables["windowed_loads"] = module.windowed_loads(opened, window_tokens, **how)
         step("transitions between layers")
-        tables["transitions"] = statistics.transitions(opened, threads=threads)
+        tables["transitions"] = module.transitions(opened, **how)
         if out is not None:
             step("co-activation")
-            tables["coactivation"] = statistics.coactivation(opened, threads=threads)
+            tables["coactivation"] = module.coactivation(opened, **how)
         step("domains")
         domains = _domain_loads(opened, console, threads)
     result = _summary(opened, window_tokens, tables, domains)

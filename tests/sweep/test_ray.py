@@ -3,6 +3,7 @@
 import json
 import sys
 
+import numpy as np
 import pytest
 
 from moesim.cli.app import app
@@ -13,6 +14,8 @@ from moesim.sweep.execute import compute, peak_worker_bytes
 from moesim.sweep.grid import Grid
 from moesim.sweep.store import Store
 from moesim.sweep.table import collect
+from moesim.traces import spread, statistics
+from moesim.traces.bundle import open_trace, sample_path
 from tests.sweep import runs
 
 GRID = Grid("v", {"x": tuple(range(40))})
@@ -108,3 +111,12 @@ def test_an_address_where_nobody_listens_is_named(ray):
 def test_an_address_belongs_to_ray(name):
     with pytest.raises(UsageError, match="--executor ray"):
         open_executor(name, address="auto")
+
+
+def test_statistics_of_a_trace_are_those_of_this_process(ray):
+    trace = open_trace(sample_path())
+    with open_executor(ExecutorName.RAY) as executor:
+        np.testing.assert_array_equal(spread.loads(trace, executor), statistics.loads(trace))
+        np.testing.assert_array_equal(
+            spread.windowed_loads(trace, 1000, executor), statistics.windowed_loads(trace, 1000)
+        )
