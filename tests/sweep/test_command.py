@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import resource
 import signal
 import sqlite3
 import subprocess
@@ -126,7 +127,7 @@ def test_interrupted_it_keeps_its_points_and_resumes(tmp_path, capsys):
 def stored(out):
     with closing(sqlite3.connect(out / "results.sqlite")) as store:
         try:
-            return store.execute("SELECT key FROM points").fetchall()
+            return store.execute("SELECT key, result FROM points").fetchall()
         except sqlite3.Error:  # before its table is there
             return []
 
@@ -137,20 +138,78 @@ def test_workers_with_other_code_are_refused():
         there({"model": "qwen3-30b-a3b", "cluster": "4xh100_sxm"})
 
 
-def test_killed_at_any_moment_it_resumes_to_the_same_table(tmp_path, capsys, grid):
-    call(capsys, grid, "--out", str(tmp_path / "whole"), "--executor", "serial")
-    command = [sys.executable, "-m", "moesim", "sweep", grid, "--out", str(tmp_path / "killed")]
-    chance = random.Random(0)
-    for _ in range(2):
-        process = subprocess.Popen(
-            [*command, "--jobs", "2", "--resume", "--quiet"],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
-        time.sleep(chance.uniform(0.5, 2.5))
+MANY = f"""verb: simulate step
+model: qwen3-30b-a3b
+cluster: [4xh100_sxm, 2xh100_sxm]
+batch: {list(range(1, 101))}
+"""
+"""200 points: enough of them for a process to be stopped between two."""
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The grid, and the tables of a sweep that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "grid.yaml").write_text(MANY)
+    words = [str(folder / "grid.yaml"), "--out", str(folder / "o"), "--executor", "serial"]
+    assert run(app, ["sweep", *words, "--quiet"]) == 0
+    return folder / "grid.yaml", tables(folder / "o")
+
+
+def tables(out):
+    return [(out / name).read_bytes() for name in ("sweep.json", "sweep.csv")]
+
+
+def started(grid, out, *, most_bytes=None):
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
+
+    return subprocess.Popen(
+        [sys.executable, "-m", "moesim", "sweep", str(grid), "--out", str(out), "--jobs", "2",
+         "--resume", "--quiet"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True,
+        preexec_fn=None if most_bytes is None else limit,
+    )  # fmt: skip
+
+
+def resumed(capsys, grid, out):
+    code, found = call(capsys, str(grid), "--out", str(out), "--resume", "--executor", "serial")
+    assert (code, found["failed"]) == (0, 0)
+    return tables(out)
+
+
+def test_killed_again_and_again_it_resumes_to_the_same_tables(tmp_path, capsys, whole):
+    grid, expected = whole
+    out, chance, kept = tmp_path / "o", random.Random(0), {}
+    for _ in range(3):
+        process = started(grid, out)
+        while process.poll() is None and (not out.exists() or len(stored(out)) <= len(kept)):
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0, 0.1))
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    code, _ = call(capsys, grid, "--out", str(tmp_path / "killed"), "--resume")
-    assert code == 0
-    for name in ("sweep.json", "sweep.csv"):
-        whole, killed = (tmp_path / folder / name for folder in ("whole", "killed"))
-        assert whole.read_bytes() == killed.read_bytes()
+        process.communicate()
+        now = dict(stored(out))
+        assert kept.items() < now.items()
+        kept = now
+    assert resumed(capsys, grid, out) == expected
+
+
+def test_two_at_once_on_one_store_end_in_the_same_tables(tmp_path, whole):
+    grid, expected = whole
+    both = [started(grid, tmp_path / "o") for _ in range(2)]
+    said = [process.communicate(timeout=120)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert said == [b"", b""]
+    assert tables(tmp_path / "o") == expected
+    assert len(stored(tmp_path / "o")) == 200
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="no limit on the size of files")
+def test_on_a_full_disk_what_was_stored_stays(tmp_path, capsys, whole):
+    grid, expected = whole
+    process = started(grid, tmp_path / "o", most_bytes=150_000)
+    said = process.communicate(timeout=60)[1].decode()
+    assert process.returncode == 4
+    assert "make room or choose another --out; what is in it stays" in said
+    assert 0 < len(stored(tmp_path / "o")) < 200
+    assert resumed(capsys, grid, tmp_path / "o") == expected
