@@ -9,7 +9,8 @@ import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, suppress
+from pathlib import Path
 
 import pytest
 
@@ -110,7 +111,7 @@ def test_interrupted_it_keeps_its_points_and_resumes(tmp_path, capsys):
         [*command, "--jobs", "2", "--quiet"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         start_new_session=True,
     )  # fmt: skip
-    while not (out / "results.sqlite").exists() or len(stored(out)) < 3:
+    while len(stored(out)) < 3:
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it, to all processes
     _, said = process.communicate(timeout=60)
@@ -125,6 +126,8 @@ def test_interrupted_it_keeps_its_points_and_resumes(tmp_path, capsys):
 
 
 def stored(out):
+    if not (out / "results.sqlite").exists():
+        return []
     with closing(sqlite3.connect(out / "results.sqlite")) as store:
         try:
             return store.execute("SELECT key, result FROM points").fetchall()
@@ -183,7 +186,7 @@ def test_killed_again_and_again_it_resumes_to_the_same_tables(tmp_path, capsys, 
     out, chance, kept = tmp_path / "o", random.Random(0), {}
     for _ in range(3):
         process = started(grid, out)
-        while process.poll() is None and (not out.exists() or len(stored(out)) <= len(kept)):
+        while process.poll() is None and len(stored(out)) <= len(kept):
             time.sleep(0.01)
         time.sleep(chance.uniform(0, 0.1))
         os.killpg(process.pid, signal.SIGKILL)
@@ -192,6 +195,30 @@ def test_killed_again_and_again_it_resumes_to_the_same_tables(tmp_path, capsys, 
         assert kept.items() < now.items()
         kept = now
     assert resumed(capsys, grid, out) == expected
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are looked up in /proc")
+def test_workers_end_with_a_parent_that_is_killed(tmp_path, whole):
+    process = started(whole[0], tmp_path / "o")
+    while len(members(process.pid)) < 3 or not stored(tmp_path / "o"):
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    end = time.monotonic() + 30
+    while members(process.pid) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not members(process.pid)
+
+
+def members(session):
+    """Processes of a session that still run."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it may end meanwhile
+            fields = stat.read_text().rpartition(")")[2].split()
+            if fields[3] == str(session) and fields[0] != "Z":
+                found.append(int(stat.parent.name))
+    return found
 
 
 def test_two_at_once_on_one_store_end_in_the_same_tables(tmp_path, whole):
