@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Event, current_thread, main_thread
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -24,6 +26,9 @@ LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """Unless 0, Ray replaces a loopback address by an outward one and listens to everybody."""
 
 KNOCK_S = 10.0
+
+HELD_S = 0.5
+"""Until Ctrl-C is noticed, at most."""
 
 OBJECT_STORE_BYTES = 128 * 2**20
 """Shared memory of a Ray started here; tasks and results are small (Ray's least is 75 MiB)."""
@@ -52,6 +57,7 @@ class RayExecutor:
         if address is None or _host(address) in LOOPBACK:
             os.environ.setdefault(LOOPBACK_ONLY, "0")
         self._ray: Any = require("ray", "ray", "--executor ray")
+        self._address = address
         self._found = address is None and bool(self._ray.is_initialized())
         if not self._found:
             self._connect(workers, address)
@@ -67,7 +73,7 @@ class RayExecutor:
         self, kind: type[BaseException] | None, error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:  # fmt: skip
-        for reference in self._running:
+        for reference in self._running if self._found or self._address else ():
             with suppress(Exception):  # it may be done, or the cluster gone
                 self._ray.cancel(reference, force=True)
         if not self._found:
@@ -78,17 +84,19 @@ class RayExecutor:
         shared = self._ray.put(function)
         folder = str(Path.cwd())
         waiting = iter(enumerate(tasks))
-        while True:
-            # One task per worker: more would be computed at once where a cluster has room.
-            while len(self._running) < self.workers and (item := next(waiting, None)) is not None:
-                index, task = item
-                self._running[self._call.remote(shared, task, folder)] = index
-            if not self._running:
-                return
-            done, _ = self._ray.wait(list(self._running), num_returns=1)
-            for reference in done:
-                index = self._running.pop(reference)
-                yield index, self._result(reference)
+        with _held_interrupts() as interrupted:
+            while not interrupted.is_set():
+                # One task per worker: more would be computed at once where a cluster has room.
+                while len(self._running) < self.workers and (item := next(waiting, None)):
+                    index, task = item
+                    self._running[self._call.remote(shared, task, folder)] = index
+                if not self._running:
+                    return
+                done, _ = self._ray.wait(list(self._running), num_returns=1, timeout=HELD_S)
+                for reference in done:
+                    index = self._running.pop(reference)
+                    yield index, self._result(reference)
+        raise KeyboardInterrupt
 
     def limit(self, workers: int) -> None:
         """Use that many workers from now on."""
@@ -138,6 +146,23 @@ class RayExecutor:
             errors.ObjectLostError,
         ):
             return None
+
+
+@contextmanager
+def _held_interrupts() -> Iterator[Event]:
+    """Sets an event at Ctrl-C: an exception in the midst of Ray's own threads can end the process.
+
+    Python handles signals in its main thread alone; elsewhere nothing is held.
+    """
+    interrupted = Event()
+    if current_thread() is not main_thread():
+        yield interrupted
+        return
+    before = signal.signal(signal.SIGINT, lambda *_: interrupted.set())
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _knock(address: str) -> None:

@@ -1,6 +1,7 @@
 """Sweeps on Ray: started once, on loopback, with two workers."""
 
 import json
+import signal
 import sys
 
 import numpy as np
@@ -84,10 +85,12 @@ def test_an_interrupt_keeps_what_was_done(ray, store):
     def interrupted():
         with open_executor(ExecutorName.RAY, 2) as executor:
             for _ in compute(runs.slow, POINTS, store, executor):
-                raise KeyboardInterrupt
+                signal.raise_signal(signal.SIGINT)
 
+    before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         interrupted()
+    assert signal.getsignal(signal.SIGINT) is before
     kept = store.keys()
     assert 0 < len(kept) < 40
     with open_executor(ExecutorName.RAY, 2) as executor:
