@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import ceil
 
 import numpy as np
@@ -55,7 +56,7 @@ class StepShape:
     drafting: StepShape | None = None
     draft_passes: int = 0
 
-    @property
+    @cached_property
     def own(self) -> StepLoad:
         """Sequences of the busiest attention group."""
         return self.load.busiest(self.layout.dp)

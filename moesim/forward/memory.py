@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from math import ceil
 
 from moesim.forward.calls import StepShape
@@ -38,7 +39,7 @@ class DeviceMemory:
     activations: float
     drafter: float = 0.0
 
-    @property
+    @cached_property
     def total(self) -> float:
         """All of them."""
         return sum(asdict(self).values())

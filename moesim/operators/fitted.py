@@ -12,6 +12,7 @@ import re
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import numpy as np
@@ -112,11 +113,16 @@ class KernelFit(Document):
         time_s = np.asarray(time_s, float)
         if not self.bands:
             return Estimate(time_s, time_s, time_s, self.evidence)
-        ends = [np.inf if band.up_to_s is None else band.up_to_s for band in self.bands]
+        ends, lo, hi = self._bands
         place = np.minimum(np.searchsorted(ends, time_s), len(ends) - 1)
-        lo, hi = (np.array([getattr(b, end) for b in self.bands])[place] for end in ("lo", "hi"))
-        lo, hi = np.minimum(lo, 1.0), np.maximum(hi, 1.0)
-        return Estimate(time_s, time_s * lo, time_s * hi, self.evidence)
+        return Estimate(time_s, time_s * lo[place], time_s * hi[place], self.evidence)
+
+    @cached_property
+    def _bands(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """[bands] ends in seconds and factors of both ends of the interval, around 1."""
+        ends = [np.inf if band.up_to_s is None else band.up_to_s for band in self.bands]
+        lo, hi = (np.array([getattr(band, end) for band in self.bands]) for end in ("lo", "hi"))
+        return np.array(ends), np.minimum(lo, 1.0), np.maximum(hi, 1.0)
 
     def mismatch(self, name: str, wanted: Label) -> float:
         """How far the fit is from what is wanted in one label; numbers differ by their ratio."""
