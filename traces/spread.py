@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from moesim.errors import InputError, PartialResultError, UsageError
+from moesim.errors import InputError, UsageError
 from moesim.executors.protocol import Executor
 from moesim.traces import statistics
 from moesim.traces.bundle import Trace, open_trace
@@ -119,11 +119,10 @@ def _counted(
     work = partial(_count, str(trace.path.resolve()), count)
     try:
         for index, table in executor.map(work, parts):
-            if table is None:
-                raise PartialResultError(
-                    f"a worker that counted layer {parts[index].layer} of {trace.path} was killed; "
-                    "memory may have run out\nfix: pass fewer --jobs"
-                )
+            if (
+                table is None
+            ):  # its worker was killed, perhaps for memory, of which one needs little
+                table = count(parts[index].of(trace))
             yield parts[index], table
     except InputError:
         # A worker numbers layers and tokens of its part: the first bad id of all is found here.

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from moesim.environment import usable_processors
-from moesim.errors import UsageError
+from moesim.errors import InputError, UsageError
 from moesim.extras import require
 
 __all__ = ["RayExecutor"]
@@ -49,6 +49,7 @@ class RayExecutor:
     Raises:
         MissingExtraError: If Ray is not installed.
         UsageError: If there is no such cluster, or Ray cannot start.
+        InputError: While computing, if the cluster fails.
     """
 
     def __init__(self, workers: int | None, address: str | None) -> None:
@@ -146,6 +147,12 @@ class RayExecutor:
             errors.ObjectLostError,
         ):
             return None
+        except errors.RayError as error:
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            raise InputError(
+                f"Ray cannot go on: {reason}",
+                fix="see what became of the cluster (ray status), then start again where you were",
+            ) from error
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import pytest
 
 from moesim.cli.app import app
 from moesim.cli.console import run
-from moesim.errors import UsageError
+from moesim.errors import InputError, UsageError
 from moesim.executors.protocol import ExecutorName, open_executor
 from moesim.sweep.execute import compute, peak_worker_bytes
 from moesim.sweep.grid import Grid
@@ -102,6 +102,16 @@ def test_an_interrupt_keeps_what_was_done(ray, store):
 def test_errors_of_a_task_are_raised_as_they_are(ray):
     with open_executor(ExecutorName.RAY) as executor, pytest.raises(UsageError, match=r"^so$"):
         list(executor.map(runs.refuses, [1, 2, 3]))
+
+
+def test_a_cluster_that_fails_is_no_bug_of_ours(ray, monkeypatch):
+    def gone(_):
+        raise ray.exceptions.RaySystemError("nobody answers\n and more")
+
+    with open_executor(ExecutorName.RAY) as executor:
+        monkeypatch.setattr(ray, "get", gone)
+        with pytest.raises(InputError, match=r"Ray cannot go on: .*nobody answers\nfix"):
+            list(executor.map(runs.double, [{"x": 1}]))
 
 
 def test_an_address_where_nobody_listens_is_named(ray):

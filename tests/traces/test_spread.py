@@ -35,6 +35,18 @@ def test_parts_add_up_to_the_whole(trace):
         )
 
 
+class Deadly(SerialExecutor):
+    """Kills the worker of every third task."""
+
+    def map(self, function, tasks):
+        for index, result in super().map(function, tasks):
+            yield index, None if index % 3 == 0 else result
+
+
+def test_parts_of_dead_workers_are_counted_here(trace):
+    np.testing.assert_array_equal(spread.loads(trace, Deadly()), statistics.loads(trace))
+
+
 def test_every_token_is_in_one_part(trace):
     parts = spread._parts(trace, 3, 1, multiple=7)
     assert len(parts) == 3 * 12
