@@ -32,6 +32,7 @@ class ModelShape:
         inter: Width of an expert.
         experts: On the device.
         top_k: Experts per token.
+        fp8: Whether the published weights are fp8 by blocks.
     """
 
     name: str
@@ -39,6 +40,7 @@ class ModelShape:
     inter: int
     experts: int
     top_k: int
+    fp8: bool = False
 
 
 MODELS = {
@@ -48,7 +50,7 @@ MODELS = {
         ModelShape("qwen3-30b-a3b", 2048, 768, 128, 8),
         ModelShape("qwen3-235b-a22b", 4096, 1536, 128, 8),
         # 32 of its 256 experts: one of the 8 devices of a node.
-        ModelShape("deepseek-v3", 7168, 2048, 32, 8),
+        ModelShape("deepseek-v3", 7168, 2048, 32, 8, fp8=True),
         ModelShape("gpt-oss-120b", 2880, 2880, 128, 4),
     )
 }
@@ -264,9 +266,9 @@ def _experts(shapes: Iterable[ModelShape], seed: int) -> Iterator[Case]:
 
 
 def _fp8(shapes: Iterable[ModelShape], seed: int) -> Iterator[Case]:
-    """DeepSeek-V3's own format, at DeepGEMM's published sizes and in decode."""
+    """Models served in fp8 by blocks, at DeepGEMM's published sizes and in decode."""
     for shape in shapes:
-        if shape.name == "deepseek-v3":
+        if shape.fp8:
             four = replace(shape, experts=4)
             yield _gemm(four, "gate-up", "fp8", "even", 8192, seed, "fp8")
             yield _gemm(shape, "gate-up", "fp8", "trace", 256, seed, "fp8")
@@ -282,7 +284,7 @@ def _choice(shapes: Iterable[ModelShape], seed: int) -> Iterator[Case]:
             yield _gemm(shape, "gate-up", "choice", load, mean, seed + 2)
             if mean in (4, 256):
                 yield _gemm(shape, "down", "choice", load, mean, seed + 2)
-            if shape.name == "deepseek-v3":
+            if shape.fp8:
                 yield _gemm(shape, "gate-up", "choice", load, mean, seed + 2, "fp8")
                 yield _gemm(shape, "down", "choice", load, mean, seed + 2, "fp8")
 

@@ -21,6 +21,16 @@ from moesim.cli.choices import (
     TransformOption,
 )
 from moesim.cli.console import Console, JsonOption, OutOption, QuietOption, SeedOption
+from moesim.cli.plan_options import (
+    ClusterOption,
+    DistinctCopiesOption,
+    HoldoutOption,
+    LoadOption,
+    ModelOption,
+    TokensPerDeviceOption,
+    TraceArgument,
+    positive_seconds,
+)
 from moesim.errors import InputError, PartialResultError, UsageError
 
 if TYPE_CHECKING:
@@ -36,20 +46,11 @@ SERVING_ENGINES = ("sglang", "vllm", "vllm-ascend", "tensorrt-llm")
 
 
 def plan(
-    trace: Annotated[
-        Path | None, typer.Argument(help="Trace bundle; the bundled sample if left out.")
-    ] = None,
-    load: Annotated[
-        Path | None,
-        typer.Option(help="Expert counts [layers, experts] (npy, csv, json) instead of a trace."),
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Registry name, config.json or folder with one.")
-    ] = None,
+    trace: TraceArgument = None,
+    load: LoadOption = None,
+    model: ModelOption = None,
     transform: TransformOption = None,
-    cluster: Annotated[
-        str | None, typer.Option(help="Like 2x8xh100_sxm (nodes x devices x device), or YAML.")
-    ] = None,
+    cluster: ClusterOption = None,
     planner: Annotated[
         str, typer.Option(help="A planner's name, or auto: run those that suit, keep the best.")
     ] = "auto",
@@ -61,15 +62,10 @@ def plan(
             "layers (no serving engine loads that)."
         ),
     ] = SlotsOption.EQUAL,
-    distinct_copies: Annotated[
-        bool,
-        typer.Option("--distinct-copies", help="Never two copies of an expert on one device."),
-    ] = False,
+    distinct_copies: DistinctCopiesOption = False,
     comm: Annotated[CommOption, typer.Option(help="How tokens travel.")] = CommOption.HOME_RANK,
     phase: Annotated[PhaseOption, typer.Option(help="Kind of step.")] = PhaseOption.PREFILL,
-    tokens_per_device: Annotated[
-        int | None, typer.Option(help="Tokens of a step per device [4096 prefill, 128 decode].")
-    ] = None,
+    tokens_per_device: TokensPerDeviceOption = None,
     cost: Annotated[
         CostOption, typer.Option(help="Kernels fitted to measurements, or rooflines.")
     ] = CostOption.FITTED,
@@ -77,9 +73,7 @@ def plan(
         EngineOption, typer.Option("--engine", help="Whose kernels.")
     ] = EngineOption.SGLANG,
     time_limit: Annotated[float, typer.Option(help="Seconds for all planners together.")] = 30.0,
-    holdout: Annotated[
-        float, typer.Option(help="Share of the trace kept back to check the plan on.")
-    ] = 0.25,
+    holdout: HoldoutOption = 0.25,
     export: Annotated[
         str | None,
         typer.Option(
@@ -142,7 +136,7 @@ def plan(
         comm=comm.value,
         phase=phase.value,
         tokens_per_device=tokens_per_device,
-        time_limit_s=_positive(time_limit, "--time-limit"),
+        time_limit_s=positive_seconds(time_limit, "--time-limit"),
         holdout=holdout,
         seed=seed,
         cost=cost.value,
@@ -172,15 +166,6 @@ def plan(
     console.result(_to_json(outcome) | {"ok": code == 0}, lambda: _show(outcome))
     if code:
         raise typer.Exit(code)
-
-
-def _positive(value: float, option: str) -> float:
-    if not 0 < value < float("inf"):
-        raise UsageError(
-            f"{option} must be a positive number of seconds; found {value}\n"
-            f"fix: pass e.g. {option} 30"
-        )
-    return value
 
 
 def _check_out(out: Path) -> None:

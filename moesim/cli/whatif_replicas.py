@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,6 +14,16 @@ from moesim.cli.choices import (
     TransformOption,
 )
 from moesim.cli.console import Console, JsonOption, OutOption, QuietOption, SeedOption
+from moesim.cli.plan_options import (
+    ClusterOption,
+    DistinctCopiesOption,
+    HoldoutOption,
+    LoadOption,
+    ModelOption,
+    TokensPerDeviceOption,
+    TraceOption,
+    positive_seconds,
+)
 
 if TYPE_CHECKING:
     from moesim.planners.replica_sweep import ReplicaPoint, ReplicaSweep
@@ -26,20 +35,11 @@ MOST_SLOTS = 65_536
 
 
 def replicas(
-    trace: Annotated[
-        Path | None, typer.Option(help="Trace bundle; the bundled sample if left out.")
-    ] = None,
-    load: Annotated[
-        Path | None,
-        typer.Option(help="Expert counts [layers, experts] (npy, csv, json) instead of a trace."),
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Registry name, config.json or folder with one.")
-    ] = None,
+    trace: TraceOption = None,
+    load: LoadOption = None,
+    model: ModelOption = None,
     transform: TransformOption = None,
-    cluster: Annotated[
-        str | None, typer.Option(help="Like 2x8xh100_sxm (nodes x devices x device), or YAML.")
-    ] = None,
+    cluster: ClusterOption = None,
     redundant: Annotated[
         str | None,
         typer.Option(help="Redundant slots per layer, separated by commas [up to 64]."),
@@ -47,15 +47,10 @@ def replicas(
     planner: Annotated[
         str, typer.Option(help="A planner's name, or auto: the better of lpt-swap and joint.")
     ] = "auto",
-    distinct_copies: Annotated[
-        bool,
-        typer.Option("--distinct-copies", help="Never two copies of an expert on one device."),
-    ] = False,
+    distinct_copies: DistinctCopiesOption = False,
     comm: Annotated[CommOption, typer.Option(help="How tokens travel.")] = CommOption.HOME_RANK,
     phase: Annotated[PhaseOption, typer.Option(help="Kind of step.")] = PhaseOption.PREFILL,
-    tokens_per_device: Annotated[
-        int | None, typer.Option(help="Tokens of a step per device [4096 prefill, 128 decode].")
-    ] = None,
+    tokens_per_device: TokensPerDeviceOption = None,
     cost: Annotated[
         CostOption, typer.Option(help="Kernels fitted to measurements, or rooflines.")
     ] = CostOption.FITTED,
@@ -63,9 +58,7 @@ def replicas(
         EngineOption, typer.Option("--engine", help="Whose kernels.")
     ] = EngineOption.SGLANG,
     time_limit: Annotated[float, typer.Option(help="Seconds for all planning together.")] = 30.0,
-    holdout: Annotated[
-        float, typer.Option(help="Share of the trace kept back to price the plans on.")
-    ] = 0.25,
+    holdout: HoldoutOption = 0.25,
     out: OutOption = None,
     seed: SeedOption = 0,
     quiet: QuietOption = False,
@@ -76,7 +69,6 @@ def replicas(
     With --out, whatif-replicas.json and whatif-replicas-plan.json (the recommended placement) are
     written there.
     """
-    from moesim.errors import UsageError
     from moesim.offload.inputs import numbers
     from moesim.placement import write_plan
     from moesim.planners.outcome import PlanRequest
@@ -84,11 +76,6 @@ def replicas(
     from moesim.safe_io import write_json
 
     console = Console(as_json=as_json, quiet=quiet)
-    if not 0 < time_limit < float("inf"):
-        raise UsageError(
-            f"--time-limit must be a positive number of seconds; found {time_limit}\n"
-            "fix: pass e.g. --time-limit 30"
-        )
     request = PlanRequest(
         trace=trace,
         load=load,
@@ -100,7 +87,7 @@ def replicas(
         comm=comm.value,
         phase=phase.value,
         tokens_per_device=tokens_per_device,
-        time_limit_s=time_limit,
+        time_limit_s=positive_seconds(time_limit, "--time-limit"),
         holdout=holdout,
         seed=seed,
         cost=cost.value,

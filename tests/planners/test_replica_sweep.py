@@ -8,17 +8,9 @@ from moesim.placement import read_plan
 from moesim.planners.outcome import PlanRequest
 from moesim.planners.plan import make_plan
 from moesim.planners.replica_sweep import LARGEST, default_redundant, replica_sweep
-from tests.cli.commands import EXPERTS, LAYERS, moesim, tiny_counts, tiny_model, tiny_trace
+from tests.cli.commands import EXPERTS, LAYERS, moesim, tiny_counts
 
 TOKENS = 256
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tiny")
-    tiny_model(folder)
-    tiny_trace(folder / "trace")
-    return folder
 
 
 def request(folder, **fields):

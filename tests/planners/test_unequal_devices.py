@@ -3,24 +3,15 @@
 import json
 
 import numpy as np
-import pytest
 
 from moesim.cluster import load_cluster
 from moesim.memory import check_memory, expert_memory_bytes, weight_bytes_per_device
 from moesim.model import load_model
 from moesim.placement import read_plan
-from tests.cli.commands import EXPERTS, LAYERS, moesim, tiny_model, tiny_trace
+from tests.cli.commands import EXPERTS, LAYERS, moesim
 
 EXPERT_BYTES = 3 * 256 * 512 * 2
 REFUSED = 3
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tiny")
-    tiny_model(folder)
-    tiny_trace(folder / "trace")
-    return folder
 
 
 def write_cluster(folder, name, **fields):
