@@ -23,6 +23,7 @@ __all__ = [
     "library_variables",
     "load_average",
     "memory_bytes",
+    "peak_memory_bytes",
     "processor_name",
     "system_name",
     "usable_processors",
@@ -90,6 +91,21 @@ def memory_bytes() -> int | None:
 def available_memory_bytes() -> int | None:
     """Memory that can be had without swapping."""
     return _meminfo("MemAvailable")
+
+
+def peak_memory_bytes() -> int:
+    """The most memory that this process has had resident.
+
+    Linux keeps it per program; getrusage's figure starts from that of the process that started
+    this one, however large it was.
+    """
+    own = _field(_read("/proc/self/status"), "VmHWM")
+    if own:
+        return int(own[0].split()[0]) * 1024
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024  # KiB, on macOS bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def clock_mhz() -> tuple[float, ...]:

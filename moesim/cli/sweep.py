@@ -146,7 +146,8 @@ def _fit_into_memory(
     if each:
         executor.limit(int(cap // each))
     used = min(executor.workers, max(points, 1))
-    console.say(f"{used} workers, about {each * used / GIB:.2f} GiB of {cap / GIB:.2f} GiB")
+    many = "worker" if used == 1 else "workers"
+    console.say(f"{used} {many}, about {each * used / GIB:.2f} GiB of {cap / GIB:.2f} GiB")
 
 
 @contextmanager

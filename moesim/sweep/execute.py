@@ -8,11 +8,11 @@ failed point.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
+from moesim.environment import peak_memory_bytes
 from moesim.executors.protocol import Executor
 from moesim.sweep.store import Store
 
@@ -74,8 +74,4 @@ def peak_worker_bytes(run: Run, point: Point, store: Store, executor: Executor) 
 
 
 def _run_measured(run: Run, point: Point) -> tuple[list[tuple[str, str]], int]:
-    import resource
-
-    results = _run_chunk(run, [point])
-    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts KiB, on macOS bytes
-    return results, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return _run_chunk(run, [point]), peak_memory_bytes()

@@ -18,6 +18,11 @@ def slow(options):
     return double(options)
 
 
+def holds(options):
+    """Touches that many bytes at once."""
+    return {"ok": True, "result": {"y": len(bytearray(options["x"])).bit_length()}}
+
+
 def dies_of_seven(options):
     if options["x"] == 7:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -26,3 +31,7 @@ def dies_of_seven(options):
 
 def refuses(_):
     raise UsageError("so")
+
+
+def where(_):
+    return os.getpid()

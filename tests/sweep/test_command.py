@@ -15,9 +15,11 @@ from pathlib import Path
 import pytest
 
 from moesim.cli.app import app
-from moesim.cli.console import run
+from moesim.cli.console import Console, run
+from moesim.cli.sweep import _fit_into_memory
 from moesim.cli.sweep_point import SweptVerb
-from moesim.errors import UsageError
+from moesim.errors import InfeasibleError, UsageError
+from moesim.executors.process import ProcessExecutor
 
 GRID = """verb: simulate step
 model: qwen3-30b-a3b
@@ -67,6 +69,9 @@ def test_dry_run_counts_and_writes_nothing(tmp_path, capsys, grid):
     code, found = call(capsys, grid, "--out", str(tmp_path / "o"), "--dry-run")
     assert (code, found["total"], found["finished"]) == (0, 12, 0)
     assert not (tmp_path / "o").exists()
+    call(capsys, grid, "--out", str(tmp_path / "o"), "--executor", "serial")
+    code, found = call(capsys, grid, "--out", str(tmp_path / "o"), "--dry-run")
+    assert (code, found["total"], found["finished"], found["points"]) == (0, 12, 12, [])
 
 
 @pytest.mark.parametrize(
@@ -133,6 +138,17 @@ def stored(out):
             return store.execute("SELECT key, result FROM points").fetchall()
         except sqlite3.Error:  # before its table is there
             return []
+
+
+def test_as_many_workers_as_fit_into_memory(capsys):
+    executor, console = ProcessExecutor(4), Console(as_json=False, quiet=False)
+    _fit_into_memory(console, executor, 2**30, 100, max_memory=3.5)
+    assert executor.workers == 3
+    assert capsys.readouterr().err == "3 workers, about 3.00 GiB of 3.50 GiB\n"
+    _fit_into_memory(console, executor, 2**30, 100, max_memory=1.0)
+    assert capsys.readouterr().err == "1 worker, about 1.00 GiB of 1.00 GiB\n"
+    with pytest.raises(InfeasibleError, match=r"needs 1\.00 GiB; allowed: 0\.50 GiB\nfix: "):
+        _fit_into_memory(console, executor, 2**30, 100, max_memory=0.5)
 
 
 def test_workers_with_other_code_are_refused():

@@ -1,6 +1,7 @@
 """Points into the store, by any number of workers, whatever happens to them."""
 
 import json
+import os
 
 import pytest
 
@@ -11,7 +12,7 @@ from moesim.sweep.execute import compute, peak_worker_bytes
 from moesim.sweep.grid import Grid
 from moesim.sweep.store import Store
 from moesim.sweep.table import collect, write_csv
-from tests.sweep.runs import dies_of_seven, double
+from tests.sweep.runs import dies_of_seven, double, holds, where
 
 GRID = Grid("v", {"x": tuple(range(40))})
 KEYS = GRID.keys("1")
@@ -46,6 +47,25 @@ def test_memory_of_a_worker_is_measured(store):
     with ProcessExecutor(1) as executor:
         assert peak_worker_bytes(double, POINTS[0], store, executor) > 1e6
     assert store.keys() == {KEYS[0]}
+
+
+def test_memory_of_a_point_is_estimated_within_a_fifth(store):
+    needs = []
+    for size in (1, 400 * 2**20):
+        with ProcessExecutor(1) as executor:
+            needs.append(peak_worker_bytes(holds, (str(size), {"x": size}), store, executor))
+    assert needs[1] - needs[0] == pytest.approx(400 * 2**20, rel=0.2)
+
+
+def test_fewer_workers_go_on_with_a_smaller_pool():
+    with ProcessExecutor(3) as executor:
+        assert dict(executor.map(abs, [-1, -2])) == {0: 1, 1: 2}
+        executor.limit(1)
+        assert executor.workers == 1
+        assert {pid for _, pid in executor.map(where, range(4))} != {os.getpid()}
+        assert len({pid for _, pid in executor.map(where, range(4))}) == 1
+        executor.limit(5)
+        assert executor.workers == 1
 
 
 def test_what_is_there_stays(store):
