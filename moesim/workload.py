@@ -17,7 +17,7 @@ import numpy as np
 from moesim.errors import InputError, UsageError
 from moesim.traces.bundle import Trace
 
-__all__ = ["Batches", "Phase", "draw_batches", "sample_routing", "split_trace"]
+__all__ = ["Batches", "Phase", "draw_batches", "sample_routing", "split_trace", "stretch"]
 
 Phase = Literal["prefill", "decode"]
 
@@ -129,6 +129,16 @@ def split_trace(
         )
     planning = _take(trace, blocks[~held])
     return planning, _take(trace, blocks[held]) if held.any() else None
+
+
+def stretch(trace: Trace, start: int, stop: int) -> Trace:
+    """Tokens ``start`` to ``stop`` of a trace, in memory, without gates."""
+    return Trace(
+        manifest=trace.manifest.model_copy(update={"tokens": stop - start}),
+        routing=np.asarray(trace.routing[:, start:stop]),
+        valid_k=None if trace.valid_k is None else np.asarray(trace.valid_k[:, start:stop]),
+        path=trace.path,
+    )
 
 
 def _take(trace: Trace, blocks: np.ndarray) -> Trace:

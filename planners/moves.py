@@ -10,7 +10,7 @@ from moesim.errors import UsageError
 from moesim.placement import EMPTY_SLOT, Placement
 from moesim.step import StepCost
 
-__all__ = ["LimitedMoves", "count_moves", "limit_moves"]
+__all__ = ["LimitedMoves", "count_moves", "holdings", "limit_moves"]
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ def count_moves(current: Placement, target: Placement) -> np.ndarray:
     """[L] int64, experts that a device must load to get from one placement to the other."""
     moves = np.zeros(current.layers, np.int64)
     for layer in range(current.layers):
-        before = _holdings(current, layer)
-        after = _holdings(target, layer)
+        before = holdings(current, layer)
+        after = holdings(target, layer)
         moves[layer] = np.maximum(after - before, 0).sum()
     return moves
 
@@ -79,7 +79,7 @@ def _layer_s(cost: StepCost) -> np.ndarray:
     return cost.layer_compute_s + cost.layer_dispatch_s + cost.layer_combine_s
 
 
-def _holdings(placement: Placement, layer: int) -> np.ndarray:
+def holdings(placement: Placement, layer: int) -> np.ndarray:
     """[G, E] int64, copies of each expert on each device."""
     held = np.zeros((placement.devices, placement.experts), np.int64)
     row = placement.physical_to_logical[layer].reshape(placement.devices, -1)

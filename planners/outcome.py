@@ -13,6 +13,7 @@ from moesim.communication import CommForm
 from moesim.fitted_costs import CostModel, Engine
 from moesim.model import ModelSpec
 from moesim.placement import Placement
+from moesim.planners.migration import Migration, break_even_steps
 from moesim.planners.validation import PlacementValidation
 from moesim.step import StepCost
 from moesim.workload import Batches, Phase
@@ -121,7 +122,8 @@ class PlanOutcome:
     ``kernels`` names what priced ``experts`` and ``communication``, each with its evidence;
     ``left_out`` holds the engines that cannot load the plan, and why; ``skipped`` the planners
     that have no answer to this problem, where others do. The batches are those that placements
-    were priced on; ``validation`` is there once their experts were run.
+    were priced on; ``validation`` is there once their experts were run, ``migration`` if a
+    plan is in use now: what it takes to get from that to the chosen one.
     """
 
     model: ModelSpec
@@ -157,8 +159,22 @@ class PlanOutcome:
     planning_batches: Batches | None = None
     holdout_batches: Batches | None = None
     validation: PlacementValidation | None = None
+    migration: Migration | None = None
 
     @property
     def placement(self) -> Placement:
         """The chosen placement."""
         return self.scores[self.chosen].placement
+
+    @property
+    def break_even_steps(self) -> float | None:
+        """Steps until the transfers from the plan in use have paid; None if they never do."""
+        if self.migration is None:
+            return None
+        before, after = (self.scores[key].cost.step_s for key in ("current", self.chosen))
+        return break_even_steps(self.migration.seconds, before, after)
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens of a step on all devices."""
+        return self.tokens_per_device * self.cluster.devices

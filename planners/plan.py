@@ -12,6 +12,7 @@ from moesim.errors import InfeasibleError, InputError, UsageError
 from moesim.memory import check_memory
 from moesim.model import ModelSpec
 from moesim.placement import Placement, read_plan
+from moesim.planners.migration import Migration, migration
 from moesim.planners.moves import limit_moves
 from moesim.planners.outcome import Bound, PlannerScore, PlanOutcome, PlanRequest
 from moesim.planners.problem import PlacementProblem
@@ -134,6 +135,7 @@ def make_plan(request: PlanRequest, say: Callable[[str], object] = lambda _: Non
         skipped=skipped,
         planning_batches=work.planning.batches,
         holdout_batches=work.holdout.batches if work.holdout else None,
+        migration=_migration(scores, placement, model, cluster),
     )
 
 
@@ -241,6 +243,15 @@ def _with_current(
     if scores["current"].cost.step_s <= scores[chosen].cost.step_s:
         chosen = "current"
     return scores, chosen
+
+
+def _migration(
+    scores: dict[str, PlannerScore], chosen: Placement, model: ModelSpec, cluster: Cluster
+) -> Migration | None:
+    """From the plan in use, if there is one."""
+    if "current" not in scores:
+        return None
+    return migration(scores["current"].placement, chosen, model, cluster)
 
 
 def _kernels(evaluator: StepEvaluator) -> dict[str, str]:

@@ -22,7 +22,7 @@ from moesim.traces.statistics import loads as count_loads
 from moesim.traces.statistics import transitions as count_transitions
 from moesim.workload import Batches, Phase, draw_batches, sample_routing, split_trace
 
-__all__ = ["PlanWorkload", "from_counts", "from_trace"]
+__all__ = ["PlanWorkload", "from_counts", "from_parts", "from_trace", "trace_of_model"]
 
 DEFAULT_TOKENS_PER_DEVICE: dict[Phase, int] = {"prefill": 4096, "decode": 128}
 """DeepEP's published test sizes: 4096 tokens per rank (normal), 128 (low latency)."""
@@ -68,8 +68,8 @@ class PlanWorkload:
     holdout: StepEvaluator | None
 
 
-def from_trace(request: PlanRequest, model: ModelSpec, cluster: Cluster) -> PlanWorkload:
-    """The workload of the request's trace, or of the bundled sample.
+def trace_of_model(request: PlanRequest, model: ModelSpec) -> tuple[Trace, str]:
+    """The request's trace, or the bundled sample, and the hash of its routing.
 
     Raises:
         InputError: If the trace cannot be used or is not of this model.
@@ -101,7 +101,41 @@ def from_trace(request: PlanRequest, model: ModelSpec, cluster: Cluster) -> Plan
             allowed=sha256,
             fix="copy or record the trace again",
         )
+    return trace, sha256
+
+
+def from_trace(request: PlanRequest, model: ModelSpec, cluster: Cluster) -> PlanWorkload:
+    """The workload of the request's trace, or of the bundled sample.
+
+    Raises:
+        InputError: If the trace cannot be used or is not of this model.
+    """
+    trace, sha256 = trace_of_model(request, model)
     planning, holdout = split_trace(trace, request.holdout, MAX_PLAN_TOKENS)
+    return from_parts(request, model, cluster, planning, holdout, sha256, trace.manifest.tokens)
+
+
+def from_parts(
+    request: PlanRequest,
+    model: ModelSpec,
+    cluster: Cluster,
+    planning: Trace,
+    holdout: Trace | None,
+    sha256: str,
+    tokens: int,
+) -> PlanWorkload:
+    """The workload of parts of a trace.
+
+    Args:
+        request: Phase, tokens per device, prices, seed.
+        model: Sizes.
+        cluster: Devices.
+        planning: Part that is planned on.
+        holdout: Part that was kept back, if any.
+        sha256: Of the whole routing.
+        tokens: Of the whole trace.
+    """
+    manifest = planning.manifest
 
     def batches(part: Trace, seed: int) -> Batches:
         return draw_batches(
@@ -122,13 +156,13 @@ def from_trace(request: PlanRequest, model: ModelSpec, cluster: Cluster) -> Plan
     ]
     used = planning.manifest.tokens + (holdout.manifest.tokens if holdout else 0)
     note = manifest.source or "a routing trace"
-    if used < manifest.tokens:
-        note += f"; an evenly spread sample of {used:,} of its {manifest.tokens:,} tokens is used"
+    if used < tokens:
+        note += f"; an evenly spread sample of {used:,} of its {tokens:,} tokens is used"
     return PlanWorkload(
         name=manifest.model if request.trace is None else str(request.trace),
         sha256=sha256,
         note=note,
-        tokens=manifest.tokens,
+        tokens=tokens,
         moe_layers=model.moe_layers,
         loads=count_loads(planning).astype(np.float64),
         transitions=count_transitions(planning).astype(np.float64),

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 from typing import TYPE_CHECKING
 
 from moesim.reports.arithmetic import quotient
-from moesim.reports.text import clean, percent
-from moesim.units import format_seconds
+from moesim.reports.text import clean, count, percent
+from moesim.units import format_seconds, format_si
 
 if TYPE_CHECKING:
     from moesim.planners.outcome import PlanOutcome
     from moesim.step import StepCost
 
-__all__ = ["GainSources", "gain_sources", "sources", "why"]
+__all__ = ["GainSources", "gain_sources", "moving", "sources", "why"]
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,24 @@ def why(outcome: PlanOutcome) -> str | None:
         f"{chosen.name} has the shortest step of {len(ranked)} placements; {second.name} is next, "
         f"{percent(later)} slower: against it {reason}."
     )
+
+
+def moving(outcome: PlanOutcome) -> str | None:
+    """What changing from the plan in use takes, in a sentence; None without one."""
+    change, steps = outcome.migration, outcome.break_even_steps
+    if change is None:
+        return None
+    if not change.moves:
+        return "The plan in use stays: no expert moves."
+    text = (
+        f"Changing from the plan in use moves {count(change.moves)} copies of experts, "
+        f"{format_si(change.moved_bytes, 'B')}, in {format_seconds(change.seconds)} over the links"
+    )
+    if steps is None:
+        return clean(f"{text}; steps are no faster afterwards.")
+    whole = ceil(steps)
+    tokens = count(round(steps * outcome.step_tokens))
+    return clean(f"{text}; paid after {count(whole)} step{'s' * (whole != 1)} ({tokens} tokens).")
 
 
 def _signed(seconds: float) -> str:

@@ -202,7 +202,7 @@ def build_report(outcome: PlanOutcome) -> PlanReport:
 
 def _lead(outcome: PlanOutcome) -> tuple[str, ...]:
     told = (sentences.planned(outcome), sentences.time(outcome), sentences.holdout(outcome))
-    more = (gain.sources(outcome), gain.why(outcome))
+    more = (gain.sources(outcome), gain.why(outcome), gain.moving(outcome))
     return (*told, *(sentence for sentence in more if sentence is not None))
 
 

@@ -318,6 +318,7 @@ def _to_json(outcome: PlanOutcome) -> dict[str, Any]:
         "speedup_vs": {
             name: score.cost.step_s / chosen.cost.step_s for name, score in outcome.scores.items()
         },
+        "migration": _migration_json(outcome),
         "validation": None if outcome.validation is None else outcome.validation.to_dict(),
         "trace_sha256": outcome.trace_sha256,
         "inputs": outcome.inputs,
@@ -326,6 +327,21 @@ def _to_json(outcome: PlanOutcome) -> dict[str, Any]:
         "left_out": outcome.left_out,
         "skipped": outcome.skipped,
         "version": outcome.version,
+    }
+
+
+def _migration_json(outcome: PlanOutcome) -> dict[str, Any] | None:
+    """What changing from the plan in use takes, and the steps until its transfers have paid."""
+    change, steps = outcome.migration, outcome.break_even_steps
+    if change is None:
+        return None
+    return {
+        "moves": change.moves,
+        "moved_bytes": change.moved_bytes,
+        "sent_bytes": float(change.sent_bytes.sum()),
+        "seconds": change.seconds,
+        "break_even_steps": steps,
+        "break_even_tokens": None if steps is None else steps * outcome.step_tokens,
     }
 
 

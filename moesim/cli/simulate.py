@@ -8,6 +8,7 @@ from moesim.cli import (
     simulate_fpga,
     simulate_offload,
     simulate_pim,
+    simulate_rebalancing,
     simulate_serving,
     simulate_step,
     simulate_training,
@@ -29,3 +30,4 @@ app.command("serving")(simulate_serving.serving)
 app.command("training")(simulate_training.training)
 app.command("fpga")(simulate_fpga.fpga)
 app.command("pim")(simulate_pim.pim)
+app.command("rebalancing")(simulate_rebalancing.rebalancing)

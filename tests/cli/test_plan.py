@@ -298,6 +298,14 @@ def test_warm_start(max_moves, capsys, tiny, tmp_path):
     assert prices[data["planner"]] <= prices["current"]
     current, chosen = read_plan(file)[1], read_plan(data["files"]["plan"])[1]
     moves = int(count_moves(current, chosen).sum())
+    change = data["migration"]
+    assert change["moves"] == moves
+    gained_s = prices["current"] - prices[data["planner"]]
+    if moves:
+        assert change["sent_bytes"] == change["moved_bytes"] > 0
+        assert change["break_even_steps"] * gained_s == pytest.approx(change["seconds"])
+    else:
+        assert (change["seconds"], change["break_even_steps"]) == (0.0, None)
     assert data["inputs"].keys() >= {"warm start", "trace"}
     if max_moves is not None:
         assert moves <= max_moves
