@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import typer
+from typer import rich_utils
 
 from moesim.cli import doctor
 from moesim.cli.app import app
@@ -53,6 +54,15 @@ def test_help_of_every_verb(verb, capsys):
     assert (answer.code, answer.err) == (0, "")
     for option in COMMON:
         assert option in answer.out
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_texts_are_shown_whole(verb, capsys, monkeypatch):
+    """Brackets too, as in [one per usable CPU], which Rich would take for a style."""
+    monkeypatch.setattr(rich_utils, "MAX_WIDTH", 1000)
+    shown = moesim(capsys, *verb.split(), "--help").out
+    for parameter in VERBS[verb].params:
+        assert parameter.help.replace("\\[", "[") in shown
 
 
 @pytest.mark.parametrize(
