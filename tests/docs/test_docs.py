@@ -1,0 +1,92 @@
+"""The documentation does what it says: commands run, links lead somewhere, every verb is there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from moesim.cli.app import app
+from tests.cli.commands import moesim
+from tests.docs.pages import DOCS, LINKED, PAGES, ROOT, anchors, blocks, commands, links
+
+
+def _name(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def _verbs(command: Any, name: str) -> Iterator[str]:
+    inner = getattr(command, "commands", None)
+    if inner is None:
+        yield name
+        return
+    for word, verb in inner.items():
+        yield from _verbs(verb, f"{name} {word}")
+
+
+VERBS = sorted(_verbs(typer.main.get_command(app), "moesim"))
+RUN = [page for page in PAGES if any(block.language == "bash" for block in blocks(page))]
+
+
+@pytest.mark.parametrize("page", RUN, ids=_name)
+def test_commands_of_a_page_run_in_order(page, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for block in blocks(page):
+        if block.not_run is not None:
+            assert block.not_run, f"a block of {_name(page)} does not say why it is not run"
+            continue
+        if block.title is not None:
+            file = tmp_path / block.title
+            assert file.resolve().is_relative_to(tmp_path), block.title
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(block.text, encoding="utf-8")
+        if block.language != "bash":
+            continue
+        for words in commands(block.text):
+            assert words[0] == "moesim", f"{_name(page)}: not a moesim command: {words}"
+            answer = moesim(capsys, *words[1:])
+            assert answer.code == 0, f"{_name(page)}: {' '.join(words)}\n{answer.err}"
+
+
+@pytest.mark.parametrize("page", LINKED, ids=_name)
+def test_links_of_a_page_lead_somewhere(page):
+    broken = []
+    for link in links(page):
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        outside = DOCS in page.parents and not target.is_relative_to(DOCS)
+        if outside or not target.exists() or (anchor and anchor not in anchors(target)):
+            broken.append(link)
+    assert not broken, f"{_name(page)} links to {broken}"
+
+
+def test_a_broken_link_is_found(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# A b\n[x](gone.md) [y](#a-b) `[z](code.md)` [h](https://example.org)\n")
+    assert links(page) == ["gone.md", "#a-b"]
+    assert anchors(page) == {"a-b"}
+
+
+def test_every_verb_is_documented():
+    assert len(VERBS) > 30
+    text = " ".join(page.read_text(encoding="utf-8") for page in PAGES)
+    absent = [verb for verb in VERBS if not re.search(rf"\b{verb}\b", text)]
+    assert not absent, f"no page of docs/ mentions {absent}"
+
+
+def test_pages_ask_nothing_of_other_hosts():
+    site = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    assert "font: false" in site
+    for page in PAGES:
+        remote = re.findall(r"!\[[^\]]*\]\(https?:|<(?:script|img|link|iframe)\b", page.read_text())
+        assert not remote, f"{_name(page)}: {remote}"
+
+
+def test_every_page_is_in_the_navigation():
+    site = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    named = set(re.findall(r": (\S+\.md)$", site, re.MULTILINE))
+    assert named == {page.relative_to(DOCS).as_posix() for page in PAGES}
