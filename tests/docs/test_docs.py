@@ -35,6 +35,7 @@ RUN = [page for page in PAGES if any(block.language == "bash" for block in block
 @pytest.mark.parametrize("page", RUN, ids=_name)
 def test_commands_of_a_page_run_in_order(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "kernels").symlink_to(ROOT / "kernels")  # paths of a checkout
     for block in blocks(page):
         if block.not_run is not None:
             assert block.not_run, f"a block of {_name(page)} does not say why it is not run"
