@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,13 @@ def _verbs(command: Any, name: str) -> Iterator[str]:
 
 
 VERBS = sorted(_verbs(typer.main.get_command(app), "moesim"))
-RUN = [page for page in PAGES if any(block.language == "bash" for block in blocks(page))]
+RUN = [
+    page for page in PAGES if any(block.language in ("bash", "python") for block in blocks(page))
+]
 
 
 @pytest.mark.parametrize("page", RUN, ids=_name)
-def test_commands_of_a_page_run_in_order(page, tmp_path, monkeypatch, capsys):
+def test_blocks_of_a_page_run_in_order(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "kernels").symlink_to(ROOT / "kernels")  # paths of a checkout
     for block in blocks(page):
@@ -45,6 +48,9 @@ def test_commands_of_a_page_run_in_order(page, tmp_path, monkeypatch, capsys):
             assert file.resolve().is_relative_to(tmp_path), block.title
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(block.text, encoding="utf-8")
+        if block.language == "python":
+            assert block.title, f"{_name(page)}: a Python block is a file with a title"
+            runpy.run_path(str(tmp_path / block.title), run_name="__main__")
         if block.language != "bash":
             continue
         for words in commands(block.text):
