@@ -13,6 +13,7 @@ import typer
 
 from moesim.cli.app import app
 from tests.cli.commands import moesim
+from tests.docs import accuracy
 from tests.docs.pages import DOCS, LINKED, PAGES, ROOT, anchors, blocks, commands, links
 
 
@@ -97,3 +98,16 @@ def test_every_page_is_in_the_navigation():
     site = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     named = set(re.findall(r": (\S+\.md)$", site, re.MULTILINE))
     assert named == {page.relative_to(DOCS).as_posix() for page in PAGES}
+
+
+def test_accuracy_page_is_up_to_date():
+    page = accuracy.PAGE.read_text(encoding="utf-8")
+    assert page == accuracy.render(), "run python -m tests.docs.accuracy"
+
+
+def test_files_named_in_the_model_reference_exist():
+    text = (DOCS / "reference" / "model.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`([\w/]+\.py)`", text))
+    assert len(named) > 15
+    absent = [file for file in named if not (ROOT / "moesim" / file).is_file()]
+    assert not absent
