@@ -14,7 +14,17 @@ import typer
 from moesim.cli.app import app
 from tests.cli.commands import moesim
 from tests.docs import accuracy
-from tests.docs.pages import DOCS, LINKED, PAGES, ROOT, anchors, blocks, commands, links
+from tests.docs.pages import (
+    DOCS,
+    LINKED,
+    PAGES,
+    ROOT,
+    Block,
+    anchors,
+    blocks,
+    commands,
+    links,
+)
 
 
 def _name(page: Path) -> str:
@@ -37,27 +47,54 @@ RUN = [
 
 
 @pytest.mark.parametrize("page", RUN, ids=_name)
-def test_blocks_of_a_page_run_in_order(page, tmp_path, monkeypatch, capsys):
+def test_blocks_of_a_page_run_in_order_and_print_what_it_shows(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
     (tmp_path / "kernels").symlink_to(ROOT / "kernels")  # paths of a checkout
+    printed: set[str] = set()
+    shown_was_run = True
     for block in blocks(page):
         if block.not_run is not None:
             assert block.not_run, f"a block of {_name(page)} does not say why it is not run"
+            shown_was_run = False
             continue
         if block.title is not None:
             file = tmp_path / block.title
             assert file.resolve().is_relative_to(tmp_path), block.title
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(block.text, encoding="utf-8")
-        if block.language == "python":
-            assert block.title, f"{_name(page)}: a Python block is a file with a title"
-            runpy.run_path(str(tmp_path / block.title), run_name="__main__")
-        if block.language != "bash":
-            continue
-        for words in commands(block.text):
-            assert words[0] == "moesim", f"{_name(page)}: not a moesim command: {words}"
-            answer = moesim(capsys, *words[1:])
-            assert answer.code == 0, f"{_name(page)}: {' '.join(words)}\n{answer.err}"
+        if block.language in ("bash", "python"):
+            printed |= _lines(_output(block, page, capsys))
+            shown_was_run = True
+        if block.language == "text" and shown_was_run:
+            _assert_printed(block.text, printed)
+
+
+def _output(block: Block, page: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """What the commands of a block, or its Python file, print."""
+    if block.language == "python":
+        assert block.title, f"{_name(page)}: a Python block is a file with a title"
+        runpy.run_path(block.title, run_name="__main__")
+        return capsys.readouterr().out
+    text = ""
+    for words in commands(block.text):
+        assert words[0] == "moesim", f"{_name(page)}: not a moesim command: {words}"
+        answer = moesim(capsys, *words[1:])
+        assert answer.code == 0, f"{_name(page)}: {' '.join(words)}\n{answer.err}"
+        text += answer.out + answer.err
+    return text
+
+
+def _lines(text: str) -> set[str]:
+    """Lines without the time at their end, which may be that of the machine that ran them."""
+    return {re.sub(r"[\d.]+ (µs|ms|s)\.?$", "", line.strip()) for line in text.splitlines()}
+
+
+def _assert_printed(shown: str, printed: set[str]) -> None:
+    """Nearly all lines: the last digit of a fit may differ between machines."""
+    lines = {line for line in _lines(shown) if line and not line.endswith("…")}
+    absent = lines - printed
+    assert len(absent) <= 0.2 * len(lines), "\n".join(["shown, but not printed:", *absent])
 
 
 @pytest.mark.parametrize("page", LINKED, ids=_name)
@@ -111,3 +148,10 @@ def test_files_named_in_the_model_reference_exist():
     assert len(named) > 15
     absent = [file for file in named if not (ROOT / "moesim" / file).is_file()]
     assert not absent
+
+
+def test_output_that_was_not_printed_is_found():
+    printed = _lines("a  1\nb  2  30 µs\nc\nd\ne\n")
+    _assert_printed("a  1\nb  2  59 µs\n…\n", printed)
+    with pytest.raises(AssertionError, match="b  3"):
+        _assert_printed("a  1\nb  3\nc\nd\n", printed)
