@@ -137,6 +137,22 @@ def test_every_page_is_in_the_navigation():
     assert named == {page.relative_to(DOCS).as_posix() for page in PAGES}
 
 
+def test_commands_that_are_not_run_have_known_options():
+    for page in PAGES:
+        for block in blocks(page):
+            if block.not_run is None or block.language != "bash":
+                continue
+            for words in commands(block.text):
+                if words[0] != "moesim":
+                    continue
+                verb, rest = typer.main.get_command(app), words[1:]
+                while rest and (inner := getattr(verb, "commands", {}).get(rest[0])):
+                    verb, rest = inner, rest[1:]
+                known = {name for option in verb.params for name in option.opts}
+                used = {word.partition("=")[0] for word in rest if word.startswith("--")}
+                assert used <= known, f"{_name(page)}: {' '.join(words)}: {used - known}"
+
+
 def test_accuracy_page_is_up_to_date():
     page = accuracy.PAGE.read_text(encoding="utf-8")
     assert page == accuracy.render(), "run python -m tests.docs.accuracy"
