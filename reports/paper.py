@@ -1,8 +1,8 @@
 """Papers as documents: what was published, where, and how close a prediction has to come.
 
 A paper is a YAML file (schema ``moesim.paper/1``) among the scenarios. Its predictions come out of
-a module of :mod:`moesim.reports.paper_figures` of the same name, which sees the set-up and never
-the published numbers.
+a module of :mod:`moesim.reports.paper_figures` of the same name, which sees the set-up and no
+published number but those that the file says are fitted (:meth:`Paper.fitted`).
 """
 
 from __future__ import annotations
@@ -90,6 +90,30 @@ class Paper(Document):
     fitted_on: tuple[Identifier, ...] = Field(default=(), max_length=MOST_FITTED)
     """Figures that a coefficient was fitted on: shown, and left out of the errors."""
     figures: tuple[PaperFigure, ...] = Field(min_length=1)
+
+    def fitted(self, name: str) -> float:
+        """The published number of a figure that a coefficient is fitted on, in the figure's unit.
+
+        Raises:
+            InputError: If ``fitted_on`` does not list the figure, or it is a band.
+        """
+        if name not in self.fitted_on:
+            raise InputError(
+                "a coefficient is fitted on a figure that is scored",
+                field="fitted_on",
+                found=name,
+                allowed=", ".join(self.fitted_on) or "no figure",
+                fix=f"list {name} in fitted_on, or fit on a figure that is listed",
+            )
+        reference = next(figure.reference for figure in self.figures if figure.id == name)
+        if isinstance(reference, tuple):
+            raise InputError(
+                "a coefficient is fitted on a number, and this figure is a band",
+                field="fitted_on",
+                found=name,
+                fix="fit on a figure with one number",
+            )
+        return reference
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -31,8 +31,7 @@ BISECTIONS = 7
 
 def predict(paper: Paper) -> Mapping[str, Prediction]:
     """Every figure of the file."""
-    wanted = {figure.id: figure.reference for figure in paper.figures}
-    near = _fitted(float(str(wanted["choose-best"])))
+    near = _fitted(paper.fitted("choose-best"))
 
     @cache
     def mixtral(way: str, point: tuple[int, int, int], device: str = "duplex") -> LoopResult:

@@ -25,18 +25,17 @@ def predict(paper: Paper) -> Mapping[str, Prediction]:
     """Every figure of the file."""
     names = {"moe": str(scenario_path("pangu-pro-moe").with_suffix(".json")), **DENSE}
     # The one fitted number: what the host takes per call, from the MoE's smallest step.
-    measured = {figure.id: figure.reference for figure in paper.figures}["decode-moe-1"]
-    launch_s = float(str(measured)) * 1e-3 / _calls(_step(names["moe"], "decode", 1))
+    launch_s = paper.fitted("decode-moe-1") / _calls(_step(names["moe"], "decode", 1))
     found, rates = _counts(names["moe"]), {}
     for kind, name in names.items():
         for batch in BATCHES[kind]:
             step = _step(name, "decode", batch)
             waited = launch_s * _calls(step)
-            found[f"decode-{kind}-{batch}"] = _milliseconds(step, waited)
+            found[f"decode-{kind}-{batch}"] = _seconds(step, waited)
             rates["decode", kind] = batch / max(step.step_s, waited)
         step = _step(name, "prefill", PROMPTS)
         waited = launch_s * _calls(step)
-        found[f"prefill-{kind}"] = _milliseconds(step, waited)
+        found[f"prefill-{kind}"] = _seconds(step, waited)
         rates["prefill", kind] = PROMPTS / max(step.step_s, waited)
     for phase in ("decode", "prefill"):
         for kind in DENSE:
@@ -80,12 +79,12 @@ def _calls(step: ForwardStep) -> int:
     return sum(priced.op.layers for priced in step.ops)
 
 
-def _milliseconds(step: ForwardStep, waited_s: float) -> Prediction:
+def _seconds(step: ForwardStep, waited_s: float) -> Prediction:
     held = waited_s > step.step_s
     return Prediction(
-        1e3 * max(step.step_s, waited_s),
-        1e3 * max(step.lo_s, waited_s),
-        1e3 * max(step.hi_s, waited_s),
+        max(step.step_s, waited_s),
+        max(step.lo_s, waited_s),
+        max(step.hi_s, waited_s),
         step.evidence,
         LAUNCH if held else "",
     )

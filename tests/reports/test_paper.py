@@ -1,6 +1,7 @@
 """Papers' figures: documents, errors of every check, the accepted table, the verb."""
 
 import json
+from importlib import import_module
 
 import pytest
 
@@ -68,6 +69,27 @@ def test_a_band_is_its_ends(predicted, error, ok):
 def test_figures_that_contradict_themselves(changes, words):
     with pytest.raises(InputError, match=words):
         Paper.parse(SMALL | {"figures": [POINT | changes]})
+
+
+def test_only_figures_that_the_file_lists_are_fitted_on():
+    assert Paper.parse(SMALL).fitted("speed") == 10.0
+    with pytest.raises(InputError, match="is scored") as caught:
+        Paper.parse(SMALL | {"fitted_on": []}).fitted("speed")
+    assert "no figure" in str(caught.value)
+    with pytest.raises(InputError, match="is scored"):
+        Paper.parse(SMALL).fitted("no-such-figure")
+    with pytest.raises(InputError, match="band"):
+        Paper.parse(SMALL | {"fitted_on": ["range"]}).fitted("range")
+
+
+@pytest.mark.parametrize(
+    ("paper", "figure"), [("duplex", "choose-best"), ("pangu-pro-moe", "decode-moe-1")]
+)
+def test_modules_that_fit_need_their_figure_listed(paper, figure):
+    found = Paper.load(scenario_path(paper))
+    assert figure in found.fitted_on
+    with pytest.raises(InputError, match="is scored"):
+        import_module(PAPERS[paper]).predict(found.model_copy(update={"fitted_on": ()}))
 
 
 def test_every_figure_is_predicted_or_says_why_not():
