@@ -12,6 +12,7 @@ from moesim.errors import InfeasibleError, InputError, UsageError
 from moesim.memory import check_memory
 from moesim.model import ModelSpec
 from moesim.placement import Placement, read_plan
+from moesim.planners.align import align
 from moesim.planners.migration import Migration, migration
 from moesim.planners.moves import limit_moves
 from moesim.planners.outcome import Bound, PlannerScore, PlanOutcome, PlanRequest
@@ -221,6 +222,13 @@ def _with_current(
             )
     scores = dict(scores)
     scores["current"] = _score("current", current, work, 0.0, "given", "the plan in use now")
+    wanted = scores[chosen]
+    named = align(
+        current, wanted.placement, work.planning.cluster, by_layer=request.comm == "home-rank"
+    )
+    scores[chosen] = _score(
+        chosen, named, work, wanted.solve_s, wanted.outcome, wanted.summary, wanted.detail
+    )
     if request.max_moves is not None:
         limited = limit_moves(
             scores["current"].placement,

@@ -28,6 +28,7 @@ from moesim.errors import InputError, MissingExtraError, UsageError
 from moesim.memory import check_memory
 from moesim.model import ModelSpec
 from moesim.placement import Placement
+from moesim.planners.align import align
 from moesim.planners.migration import migration
 from moesim.planners.moves import count_moves, limit_moves
 from moesim.planners.outcome import PlanRequest
@@ -318,6 +319,8 @@ def _target(walk: _Walk, placement: Placement, index: int) -> Placement:
     """What the windows before say, within the budget of moves."""
     past = max(0, index - walk.drift.history), index
     target = walk.plan(*past)
+    by_layer = walk.request.comm == "home-rank"
+    target = align(placement, target, walk.cluster, by_layer=by_layer)
     if walk.request.max_moves is None:
         return target
     before, after = walk.price(placement, *past), walk.price(target, *past)
