@@ -14,7 +14,7 @@ import numpy as np
 from moesim.hardware import Device
 from moesim.model import ModelSpec
 from moesim.operators.roofline_errors import roofline_interval
-from moesim.schema import Evidence
+from moesim.schema import Evidence, weakest
 
 __all__ = ["ExpertCost", "ExpertTime", "RooflineCost"]
 
@@ -117,7 +117,12 @@ class RooflineCost:
             + model.expert_input_size * OUTPUT_BYTES,
             token_flops=model.expert_copy_flops,
             memory_bytes_per_s=device.memory_bytes_per_s,
-            peak_flop_per_s=_peak(model, device),
+            peak_flop_per_s=device.peak_flop_per_s(_arithmetic(model)),
+            evidence=weakest(
+                Evidence.SPEC,
+                device.memory.bandwidth.evidence,
+                device.peak_evidence(_arithmetic(model)),
+            ),
         )
 
     def time(self, slot_tokens: np.ndarray) -> ExpertTime:
@@ -157,5 +162,5 @@ OUTPUT_BYTES = 2
 """Bytes per element of an expert's output: bfloat16, also where weights are narrower."""
 
 
-def _peak(model: ModelSpec, device: Device) -> float:
-    return device.peak_flop_per_s("fp8" if model.activation_bits == 8 else "bf16")
+def _arithmetic(model: ModelSpec) -> str:
+    return "fp8" if model.activation_bits == 8 else "bf16"

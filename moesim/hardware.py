@@ -232,7 +232,7 @@ class Pim(Document):
 
     def peak_flop_per_s(self, dtype: str) -> float:
         """Dense peak of the near-memory processor; see :meth:`Device.peak_flop_per_s`."""
-        return _peak(self.peak, dtype, f"PIM {self.name}")
+        return _peak(self.peak, dtype, f"PIM {self.name}").si
 
 
 class Fabric(Document):
@@ -338,7 +338,11 @@ class Device(Document):
         Raises:
             InputError: If the profile has no rate for that type.
         """
-        return _peak(self.peak, dtype, self.name)
+        return _peak(self.peak, dtype, self.name).si
+
+    def peak_evidence(self, dtype: str) -> Evidence:
+        """What that rate rests on."""
+        return _peak(self.peak, dtype, self.name).evidence
 
     @property
     def memory_bytes(self) -> float:
@@ -361,10 +365,10 @@ class Device(Document):
         return None if self.launch_overhead is None else self.launch_overhead.si
 
 
-def _peak(peak: dict[DType, FlopPerSecond], dtype: str, owner: str) -> float:
+def _peak(peak: dict[DType, FlopPerSecond], dtype: str, owner: str) -> FlopPerSecond:
     for known, quantity in peak.items():
         if known == dtype:
-            return quantity.si
+            return quantity
     raise InputError(
         f"{owner} has no peak rate for this number type",
         field="peak",

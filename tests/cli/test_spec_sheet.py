@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from .commands import moesim, tiny_model, tiny_trace
@@ -76,3 +78,19 @@ def test_a_plan(folder, capsys):
     objective = answer.json["objective"]
     assert objective["lo"] < objective["hi"]
     assert objective["lower_bound"] <= objective["value"]
+
+
+def test_a_plan_on_recalled_figures_is_assumed(folder, capsys):
+    """The weakest evidence of what went into a price, not of what could have."""
+    sheet = (folder / "next_gpu.yaml").read_text()
+    (folder / "next_gpu.yaml").write_text(
+        re.sub(
+            r"(bandwidth: \{value: [^,]+, source: \w+)", r"\1, evidence: assumed", sheet, count=1
+        )
+    )
+    words = ["plan", folder / "trace", "--model", folder / "config.json", "--planner", "lpt"]
+    words += ["--cluster", folder / "two.yaml", "--tokens-per-device", 64, "--out", folder / "out"]
+    words += ["--cost", "roofline"]
+    answer = moesim(capsys, *words, "--json").json
+    assert answer["kernels"]["experts"] == "roofline (assumed)"
+    assert answer["evidence"] == "assumed"
