@@ -173,5 +173,5 @@ def test_files_named_in_the_model_reference_exist():
 def test_output_that_was_not_printed_is_found():
     printed = _lines("a  1\nb  2  30 µs\nc\nd\ne\n")
     _assert_printed("a  1\nb  2  59 µs\n…\n", printed)
-    with pytest.raises(AssertionError, match="b  3"):
+    with pytest.raises(AssertionError, match="b 3"):
         _assert_printed("a  1\nb  3\nc\nd\n", printed)
