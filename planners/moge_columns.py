@@ -27,7 +27,9 @@ class SizeSpace:
     """Values to choose from.
 
     The defaults are the space that Pangu Pro MoE was searched in (arXiv 2505.21411, section 4.3),
-    with its grouping.
+    with its eight active experts (table 1). Without ``groups`` every shape gets the fewest groups
+    that keep devices balanced: a layer's time knows only how many experts are active, so that more
+    groups cost the same and leave a token fewer sets of experts.
     """
 
     hidden: tuple[int, ...] = (4096, 5120, 6144, 7168, 8192)
@@ -35,8 +37,8 @@ class SizeSpace:
     heads: tuple[int, ...] = (32, 40, 48, 64)
     kv_heads: tuple[int, ...] = (8, 16)
     experts: tuple[int, ...] = (32, 48, 64)
-    groups: tuple[int, ...] = (8,)
-    per_group: tuple[int, ...] = (1,)
+    groups: tuple[int, ...] | None = None
+    top_k: tuple[int, ...] = (8,)
     width: tuple[int, ...] = (896, 1152, 1344, 1536, 1792, 2304, 2816)
     shared: tuple[int, ...] = (4,)
     batch: tuple[int, ...] = (64, 128, 256, 456)
@@ -95,12 +97,16 @@ class _Parts:
 
     def attention(self) -> tuple[AttentionColumn, ...]:
         """All that divide over the layout."""
-        columns = []
+        columns: list[AttentionColumn] = []
+        shapes = _expert_shapes(self.space, self.layout.devices)
+        if not shapes:
+            return ()
+        plain = shapes[0]
         for heads in self.space.heads:
             for kv_heads in self.space.kv_heads:
                 if heads % kv_heads or heads % self.layout.tp:
                     continue
-                model = _layer(self.hidden, heads, kv_heads, self._plain(), self.space.vocabulary)
+                model = _layer(self.hidden, heads, kv_heads, plain, self.space.vocabulary)
                 times = self._seconds(model)
                 if times is None:
                     continue
@@ -120,9 +126,7 @@ class _Parts:
         """All whose groups divide over the devices."""
         columns, devices = [], self.layout.devices
         heads, kv_heads = self.space.heads[0], self.space.kv_heads[0]
-        for column in _expert_shapes(self.space):
-            if column.groups % devices:
-                continue
+        for column in _expert_shapes(self.space, devices):
             times = self._seconds(
                 _layer(self.hidden, heads, kv_heads, column, self.space.vocabulary)
             )
@@ -143,9 +147,6 @@ class _Parts:
                 )
             )
         return tuple(columns)
-
-    def _plain(self) -> ExpertColumn:
-        return _expert_shapes(self.space)[0]
 
     def _seconds(self, model: ModelSpec) -> dict[str, float] | None:
         """Of attention, experts and the rest; None where the layout does not divide the model."""
@@ -172,15 +173,26 @@ class _Parts:
         return times
 
 
-def _expert_shapes(space: SizeSpace) -> list[ExpertColumn]:
+def _expert_shapes(space: SizeSpace, devices: int) -> list[ExpertColumn]:
+    """All whose groups divide experts and active experts, a whole number of them per device."""
     return [
-        ExpertColumn(experts, groups, per_group, width, shared, 0.0, 0.0, 0.0, 0.0)
+        ExpertColumn(experts, groups, top_k // groups, width, shared, 0.0, 0.0, 0.0, 0.0)
         for experts in space.experts
-        for groups in space.groups
-        for per_group in space.per_group
+        for top_k in space.top_k
+        if top_k <= experts
+        for groups in _groupings(space, devices, experts, top_k)
         for width in space.width
         for shared in space.shared
-        if experts % groups == 0 and per_group <= experts // groups
+    ]
+
+
+def _groupings(space: SizeSpace, devices: int, experts: int, top_k: int) -> list[int]:
+    """Numbers of groups of a shape: those asked for, else the fewest."""
+    asked = space.groups or (devices,)
+    return [
+        groups
+        for groups in asked
+        if groups % devices == 0 and experts % groups == 0 and top_k % groups == 0
     ]
 
 

@@ -28,8 +28,10 @@ def size(
     heads: Annotated[str, typer.Option(help="Query heads.")] = "32,40,48,64",
     kv_heads: Annotated[str, typer.Option(help="Heads of keys and values.")] = "8,16",
     experts: Annotated[str, typer.Option(help="Routed experts.")] = "32,48,64",
-    groups: Annotated[str, typer.Option(help="Groups of experts.")] = "8",
-    per_group: Annotated[str, typer.Option(help="Active in each group.")] = "1",
+    groups: Annotated[
+        str, typer.Option(help="Groups of experts; auto: the fewest that balance the cards.")
+    ] = "auto",
+    top_k: Annotated[str, typer.Option(help="Routed experts of a token.")] = "8",
     width: Annotated[
         str, typer.Option(help="Widths of an expert.")
     ] = "896,1152,1344,1536,1792,2304,2816",
@@ -67,8 +69,8 @@ def size(
         _numbers(heads, "--heads"),
         _numbers(kv_heads, "--kv-heads"),
         _numbers(experts, "--experts"),
-        _numbers(groups, "--groups"),
-        _numbers(per_group, "--per-group"),
+        None if groups == "auto" else _numbers(groups, "--groups"),
+        _numbers(top_k, "--top-k"),
         _numbers(width, "--width"),
         _numbers(shared, "--shared"),
         _numbers(batch, "--batch"),
@@ -86,8 +88,9 @@ def size(
         contexts = size_contexts(space, machine, Formats(dtype, dtype, "bfloat16"), context)
         if not contexts:
             raise InfeasibleError(
-                f"no size divides over {cluster}\nfix: choose --groups and --heads that its "
-                f"{place.devices} cards divide"
+                f"no size divides over {cluster}\nfix: choose --experts, --top-k and --heads that "
+                f"its {place.devices} cards divide, and --groups (multiples of the cards that "
+                "divide experts and top-k) or auto"
             )
         while len(found) < keep:
             say(f"shape {len(found) + 1}")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from moesim.forward.request import StepRequest, run_request
 from moesim.forward.simulate import ForwardStep
 from moesim.model import load_model
+from moesim.planners.moge_score import draw_imbalance
 from moesim.reports.paper import Paper
 from moesim.reports.prediction import Prediction
 from moesim.reports.scenario import scenario_path
@@ -26,7 +27,7 @@ def predict(paper: Paper) -> Mapping[str, Prediction]:
     names = {"moe": str(scenario_path("pangu-pro-moe").with_suffix(".json")), **DENSE}
     # The one fitted number: what the host takes per call, from the MoE's smallest step.
     launch_s = paper.fitted("decode-moe-1") / _calls(_step(names["moe"], "decode", 1))
-    found, rates = _counts(names["moe"]), {}
+    found, rates = _counts(names["moe"]) | _imbalance(), {}
     for kind, name in names.items():
         for batch in BATCHES[kind]:
             step = _step(name, "decode", batch)
@@ -53,6 +54,15 @@ def _counts(name: str) -> dict[str, Prediction]:
         "expert-share": experts,
     }
     return {key: Prediction(float(value), evidence=Evidence.SPEC) for key, value in values.items()}
+
+
+def _imbalance() -> dict[str, Prediction]:
+    """Shares of batches with an imbalance score above 0, by the Monte Carlo of figure 2."""
+    found = {}
+    for name, groups in (("top-k", 1), ("grouped", 8)):
+        drawn = draw_imbalance(experts=64, top_k=8, devices=8, tokens=16, groups=groups)
+        found[f"imbalance-{name}"] = Prediction(drawn.positive, evidence=Evidence.SPEC)
+    return found
 
 
 def _step(name: str, phase: str, batch: int) -> ForwardStep:

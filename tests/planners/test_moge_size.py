@@ -15,6 +15,7 @@ from moesim.forward.formats import Formats
 from moesim.forward.machine import Machine
 from moesim.forward.request import StepRequest, run_request
 from moesim.planners.moge_columns import SizeSpace, size_contexts
+from moesim.planners.moge_mass import lost_sets_bits
 from moesim.planners.moge_size import (
     AttentionColumn,
     Budgets,
@@ -121,6 +122,30 @@ def test_columns_add_up_to_a_whole_step(tmp_path):
     assert one.active == pytest.approx(16.50e9, rel=5e-3)
 
 
+@pytest.mark.parametrize("cards", [4, 8])
+def test_groups_left_open_are_the_fewest_that_balance_the_cards(cards):
+    machine = Machine(load_cluster(f"{cards}xascend_910b4"), "sglang", "fitted")
+    space = SizeSpace(
+        hidden=(4096,), layers=(48,), heads=(32,), kv_heads=(8,), experts=(64,), width=(1344,),
+        batch=(64,),
+    )  # fmt: skip
+
+    def columns(groups):
+        contexts = size_contexts(
+            replace(space, groups=groups), machine, Formats("sq", "sq", "bfloat16"), 2048
+        )
+        return [context.experts for context in contexts]
+
+    (chosen,) = columns(None)[0]
+    every = columns(tuple(range(1, 65)))[0]
+    # Every number of groups that balances costs the same: what is left is a token's choice.
+    assert {column.groups for column in every} == {g for g in (4, 8) if g % cards == 0}
+    assert {column.seconds for column in every} == {chosen.seconds}
+    bits = {column.groups: lost_sets_bits(64, column.groups, column.per_group) for column in every}
+    assert bits[chosen.groups][1] == max(grouped for _, grouped in bits.values())
+    assert chosen.groups * chosen.per_group == 8
+
+
 def test_command(capsys):
     words = [
         *("plan", "moge", "size", "--hidden", "4096,5120", "--layers", "48", "--heads", "40"),
@@ -146,7 +171,10 @@ def test_command(capsys):
         (["--parameters", "80"], 2, "--parameters"),
         (["--hidden", "wide"], 2, "--hidden"),
         (["--dtype", "int3"], 2, "--dtype"),
-        (["--groups", "6", "--experts", "48"], 3, "divides"),
+        (["--groups", "6", "--experts", "48"], 3, "--groups"),
+        (["--groups", "many"], 2, "--groups"),
+        (["--top-k", "0"], 2, "--top-k"),
+        (["--top-k", "6"], 3, "--top-k"),
         (["--tpot", "0.0001", "--hidden", "4096", "--layers", "40", "--batch", "64"], 3, "--tpot"),
     ],
 )
