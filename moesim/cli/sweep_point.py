@@ -45,7 +45,7 @@ class SweptVerb:
                 f"a worker runs moesim {code_version()}, but the sweep {self.code}\n"
                 "fix: install the same moesim everywhere, then --resume"
             )
-        calls = _calls(self.verb)
+        calls = _calls(self.verb, frozenset(options))
         try:
             with capture() as results, calls.context(options) as context:
                 calls.command.invoke(context)
@@ -71,7 +71,7 @@ def _bug(error: Exception) -> dict[str, Any]:
 
 
 class _Calls:
-    """Turns options of points into calls of a verb; every value of an option is parsed once."""
+    """Turns points that have the same options into calls; every value is parsed once."""
 
     def __init__(self, verb: str) -> None:
         self.verb = verb
@@ -84,7 +84,8 @@ class _Calls:
         """What the verb is invoked with.
 
         The first point that has a value goes through the command line's parser. As no option's
-        meaning depends on another's, the value means the same in every other point.
+        meaning depends on another's, the value means the same in every other point, and so do
+        the defaults of the options that no point has.
         """
         # 1, 1.0, "1" and True are equal or alike, yet different words.
         names = {name: (name, repr(value)) for name, value in options.items()}
@@ -103,8 +104,9 @@ class _Calls:
         return context
 
 
-@lru_cache(maxsize=8)
-def _calls(verb: str) -> _Calls:
+@lru_cache(maxsize=64)
+def _calls(verb: str, options: frozenset[str]) -> _Calls:
+    """Kept apart by the names of the options: what one point gives is no other's default."""
     return _Calls(verb)
 
 

@@ -151,6 +151,15 @@ def test_as_many_workers_as_fit_into_memory(capsys):
         _fit_into_memory(console, executor, 2**30, 100, max_memory=0.5)
 
 
+def test_what_one_point_gives_is_not_the_default_of_another():
+    sweep = SweptVerb("simulate step")
+    point = {"model": "qwen3-30b-a3b", "cluster": "4xh100_sxm"}
+    before = sweep(point)
+    assert sweep(point | {"context": 512})["result"]["context"] == 512
+    assert sweep(point | {"batch": 3})["result"]["context"] == 4096
+    assert sweep(point) == before
+
+
 def test_workers_with_other_code_are_refused():
     there = SweptVerb("simulate step", code="0.0.1+another")
     with pytest.raises(UsageError, match="the same moesim everywhere"):
