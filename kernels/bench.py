@@ -19,7 +19,6 @@ if not __package__:  # run as a file: its folder on the path would hide modules 
 
 import argparse
 import json
-import shlex
 import time
 from collections.abc import Callable, Sequence
 from statistics import median
@@ -27,7 +26,7 @@ from typing import Any
 
 from moesim.errors import MoesimError, UsageError
 from moesim.kernels.bench_cases import Case
-from moesim.kernels.bench_file import read_bench
+from moesim.kernels.bench_file import read_bench, recorded_command
 from moesim.kernels.bench_run import BenchOptions, bench, chosen_cases, guessed_s
 from moesim.kernels.bench_score import peer_ratios, ratios_text, score_bench, score_text
 
@@ -140,7 +139,7 @@ def _run(words: argparse.Namespace) -> int:
         cases=_listed(words.cases),
         peers=words.peers,
         system=words.system,
-        command=shlex.join(["python", "kernels/bench.py", *sys.argv[1:]]),
+        command=recorded_command(["python", "kernels/bench.py", *sys.argv[1:]]),
     )
     if words.dry_run:
         data, text = case_list(options)

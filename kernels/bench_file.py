@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ __all__ = [
     "case_entries",
     "plan_hash",
     "read_bench",
+    "recorded_command",
     "same_run",
     "write_bench",
 ]
@@ -41,6 +43,11 @@ def plan_hash(cases: Sequence[Case]) -> str:
     """Of all cases in their order, so that a file is only continued by the plan it began with."""
     text = json.dumps([asdict(case) for case in cases])
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def recorded_command(words: Iterable[str]) -> str:
+    """A command line for the record: absolute paths by their last part, as files are passed on."""
+    return shlex.join(Path(word).name if Path(word).is_absolute() else word for word in words)
 
 
 def read_bench(path: str | Path) -> Document:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -54,6 +53,7 @@ def bench(
     by case; a rerun continues it. Exit code 6: a goal of --score is missed.
     """
     from moesim.kernels.bench import case_list, default_file
+    from moesim.kernels.bench_file import recorded_command
     from moesim.kernels.bench_run import BenchOptions
 
     console = Console(as_json=as_json, quiet=quiet)
@@ -71,7 +71,7 @@ def bench(
         cases=_listed(cases),
         peers=_folder(peers),
         system=system,
-        command=shlex.join(["moesim", *sys.argv[1:]]),
+        command=recorded_command(["moesim", *sys.argv[1:]]),
     )
     if device not in ("cuda", "cpu"):
         raise UsageError(f"unknown device {device}\nfix: use --device cpu or cuda")

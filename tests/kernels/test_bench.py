@@ -23,7 +23,13 @@ from moesim.kernels import bench_run
 from moesim.kernels.bench import summary
 from moesim.kernels.bench_cases import CPU_SCALE, MODELS, Case, Scale, plan_cases
 from moesim.kernels.bench_check import check_cases, check_kernel
-from moesim.kernels.bench_file import add_samples, case_entries, read_bench, write_bench
+from moesim.kernels.bench_file import (
+    add_samples,
+    case_entries,
+    read_bench,
+    recorded_command,
+    write_bench,
+)
 from moesim.kernels.bench_inputs import Source
 from moesim.kernels.bench_kernels import Kernel, own_kernels
 from moesim.kernels.bench_loads import LOADS, rows_per_expert
@@ -496,3 +502,9 @@ def test_absent_peers_are_named(tmp_path: Path) -> None:
     assert not found
     assert "FileNotFoundError" in absent["triton-kernels"]
     assert absent["vllm-fused-moe"]
+
+
+def test_the_recorded_command_names_no_folder_of_the_machine():
+    words = ["python", "kernels/bench.py", "--out", "/home/me/h100.json", "--peers", "build/peers"]
+    told = "python kernels/bench.py --out h100.json --peers build/peers"
+    assert recorded_command(words) == told
