@@ -27,6 +27,10 @@ from moesim.cli.plan_options import (
     HoldoutOption,
     LoadOption,
     ModelOption,
+    PlanCommOption,
+    PlanCostOption,
+    PlanEngineOption,
+    PlanPhaseOption,
     TokensPerDeviceOption,
     TraceArgument,
     positive_seconds,
@@ -63,15 +67,11 @@ def plan(
         ),
     ] = SlotsOption.EQUAL,
     distinct_copies: DistinctCopiesOption = False,
-    comm: Annotated[CommOption, typer.Option(help="How tokens travel.")] = CommOption.HOME_RANK,
-    phase: Annotated[PhaseOption, typer.Option(help="Kind of step.")] = PhaseOption.PREFILL,
+    comm: PlanCommOption = CommOption.HOME_RANK,
+    phase: PlanPhaseOption = PhaseOption.PREFILL,
     tokens_per_device: TokensPerDeviceOption = None,
-    cost: Annotated[
-        CostOption, typer.Option(help="Kernels fitted to measurements, or rooflines.")
-    ] = CostOption.FITTED,
-    kernels_of: Annotated[
-        EngineOption, typer.Option("--engine", help="Whose kernels.")
-    ] = EngineOption.SGLANG,
+    cost: PlanCostOption = CostOption.FITTED,
+    kernels_of: PlanEngineOption = EngineOption.SGLANG,
     time_limit: Annotated[float, typer.Option(help="Seconds for all planners together.")] = 30.0,
     holdout: HoldoutOption = 0.25,
     export: Annotated[

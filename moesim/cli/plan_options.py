@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from moesim.cli.choices import CommOption, CostOption, EngineOption, PhaseOption
 from moesim.errors import UsageError
 
 __all__ = [
@@ -15,6 +16,10 @@ __all__ = [
     "HoldoutOption",
     "LoadOption",
     "ModelOption",
+    "PlanCommOption",
+    "PlanCostOption",
+    "PlanEngineOption",
+    "PlanPhaseOption",
     "TokensPerDeviceOption",
     "TraceArgument",
     "TraceOption",
@@ -40,6 +45,12 @@ ClusterOption = Annotated[
 DistinctCopiesOption = Annotated[
     bool, typer.Option("--distinct-copies", help="Never two copies of an expert on one device.")
 ]
+PlanCommOption = Annotated[CommOption, typer.Option(help="How tokens travel.")]
+PlanPhaseOption = Annotated[PhaseOption, typer.Option(help="Kind of step.")]
+PlanCostOption = Annotated[
+    CostOption, typer.Option(help="Kernels fitted to measurements, or rooflines.")
+]
+PlanEngineOption = Annotated[EngineOption, typer.Option("--engine", help="Whose kernels.")]
 TokensPerDeviceOption = Annotated[
     int | None, typer.Option(help="Tokens of a step per device [4096 prefill, 128 decode].")
 ]

@@ -20,6 +20,10 @@ from moesim.cli.plan_options import (
     ClusterOption,
     DistinctCopiesOption,
     ModelOption,
+    PlanCommOption,
+    PlanCostOption,
+    PlanEngineOption,
+    PlanPhaseOption,
     TokensPerDeviceOption,
     TraceArgument,
     positive_seconds,
@@ -58,15 +62,11 @@ def rebalancing(
     pause: Annotated[
         float, typer.Option(help="Seconds without steps of a change (measured: 2 to 3).")
     ] = 2.5,
-    comm: Annotated[CommOption, typer.Option(help="How tokens travel.")] = CommOption.HOME_RANK,
-    phase: Annotated[PhaseOption, typer.Option(help="Kind of step.")] = PhaseOption.DECODE,
+    comm: PlanCommOption = CommOption.HOME_RANK,
+    phase: PlanPhaseOption = PhaseOption.DECODE,
     tokens_per_device: TokensPerDeviceOption = None,
-    cost: Annotated[
-        CostOption, typer.Option(help="Kernels fitted to measurements, or rooflines.")
-    ] = CostOption.FITTED,
-    kernels_of: Annotated[
-        EngineOption, typer.Option("--engine", help="Whose kernels.")
-    ] = EngineOption.SGLANG,
+    cost: PlanCostOption = CostOption.FITTED,
+    kernels_of: PlanEngineOption = EngineOption.SGLANG,
     time_limit: Annotated[float, typer.Option(help="Seconds for a planner, each time.")] = 5.0,
     out: ResultOutOption = None,
     seed: SeedOption = 0,

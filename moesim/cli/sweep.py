@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moesim.cli.console import Console, JsonOption, NoSeedOption, QuietOption
+from moesim.cli.executor_options import AddressOption, JobsOption
 from moesim.executors.protocol import ExecutorName
 
 if TYPE_CHECKING:
@@ -36,12 +37,8 @@ def sweep(
     executor: Annotated[
         ExecutorName, typer.Option(help="Worker processes, this process alone, or Ray.")
     ] = ExecutorName.PROCESS,
-    address: Annotated[
-        str | None, typer.Option(help="Running Ray cluster [Ray is started on this machine].")
-    ] = None,
-    jobs: Annotated[
-        int | None, typer.Option(min=1, help="Worker processes [one per usable CPU].")
-    ] = None,
+    address: AddressOption = None,
+    jobs: JobsOption = None,
     max_memory: Annotated[
         float | None, typer.Option(help="GiB for all workers [80 % of what is free].")
     ] = None,

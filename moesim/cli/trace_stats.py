@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moesim.cli.console import Console, JsonOption, NoSeedOption, OutOption, QuietOption
+from moesim.cli.executor_options import AddressOption, JobsOption
 from moesim.executors.protocol import ExecutorName
 
 if TYPE_CHECKING:
@@ -29,12 +30,8 @@ def stats(
     executor: Annotated[
         ExecutorName, typer.Option(help="This process alone, worker processes, or Ray.")
     ] = ExecutorName.SERIAL,
-    address: Annotated[
-        str | None, typer.Option(help="Running Ray cluster [Ray is started on this machine].")
-    ] = None,
-    jobs: Annotated[
-        int | None, typer.Option(min=1, help="Worker processes [one per usable CPU].")
-    ] = None,
+    address: AddressOption = None,
+    jobs: JobsOption = None,
     as_json: JsonOption = False,
     seed: NoSeedOption = 0,
     out: OutOption = None,
