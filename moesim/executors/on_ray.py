@@ -6,11 +6,10 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from threading import Event, current_thread, main_thread
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 from moesim.environment import usable_processors
 from moesim.errors import InputError, UsageError
@@ -34,7 +33,7 @@ OBJECT_STORE_BYTES = 128 * 2**20
 """Shared memory of a Ray started here; tasks and results are small (Ray's least is 75 MiB)."""
 
 
-class RayExecutor:
+class RayExecutor(AbstractContextManager["RayExecutor"]):
     """See :class:`~moesim.executors.protocol.Executor`.
 
     A Ray that is started here listens on loopback only, shows no dashboard, tells its makers
@@ -67,13 +66,7 @@ class RayExecutor:
         self._call = self._ray.remote(max_retries=0, num_cpus=1)(_call)
         self._running: dict[Any, int] = {}
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:  # fmt: skip
+    def __exit__(self, *error: object) -> None:
         for reference in self._running if self._found or self._address else ():
             with suppress(Exception):  # it may be done, or the cluster gone
                 self._ray.cancel(reference, force=True)

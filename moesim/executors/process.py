@@ -8,10 +8,10 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager
 from multiprocessing import get_context, parent_process
 from threading import Thread
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 from moesim.environment import available_memory_bytes
 
@@ -24,7 +24,7 @@ AHEAD = 3
 """Tasks per worker that are handed out before they are needed."""
 
 
-class ProcessExecutor:
+class ProcessExecutor(AbstractContextManager["ProcessExecutor"]):
     """See :class:`~moesim.executors.protocol.Executor`.
 
     Args:
@@ -35,13 +35,7 @@ class ProcessExecutor:
         self.workers = workers
         self._pool: ProcessPoolExecutor | None = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:  # fmt: skip
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         self._close(stop=kind is not None)
 
     def map(self, function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[tuple[int, R | None]]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from enum import StrEnum
-from types import TracebackType
-from typing import Protocol, Self, TypeVar
+from typing import Protocol, TypeVar
 
 from moesim.environment import available_memory_bytes, usable_processors
 from moesim.errors import UsageError
@@ -53,18 +52,12 @@ class Executor(AbstractContextManager["Executor"], Protocol):
         """Memory that all workers together can have, None where it is unknown."""
 
 
-class SerialExecutor:
+class SerialExecutor(AbstractContextManager["SerialExecutor"]):
     """One task after the other, in this process."""
 
     workers = 0
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:  # fmt: skip
+    def __exit__(self, *error: object) -> None:
         """Nothing is left behind."""
 
     def map(self, function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[tuple[int, R | None]]:
