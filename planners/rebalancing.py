@@ -43,7 +43,9 @@ __all__ = ["POLICIES", "Drift", "PolicyRun", "Rebalancing", "Window", "simulate_
 
 POLICIES = ("contiguous", "frozen", "periodic", "threshold", "oracle")
 FEWEST_WINDOWS = 3
+"""One to count in, one to run the plan in, one to see whether it lasts."""
 MOST_WINDOWS = 1000
+"""Guard against a ``--window-tokens`` that was meant to be something else."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,14 @@ class Drift:
 
     Attributes:
         window_tokens: Tokens of the trace in a window; a shorter rest at the end is left out.
-        steps: Engine steps that a window stands for.
+        steps: Engine steps that a window stands for; SGLang plans again every 1000
+            (``--eplb-rebalance-num-iterations``).
         history: Windows that a plan is made from.
         period: Windows between two plans of the periodic policy.
         below: Balance (mean over layers and batches of mean/max device load) under which the
-            threshold policy plans again.
-        pause_s: Seconds without steps of a change; at least what the links take.
+            threshold policy plans again; 0.7 is a choice of ours.
+        pause_s: Seconds without steps of a change, at least what the links take. 2 to 3 s were
+            measured of full rebalances of Qwen3-235B in SGLang (OEPLB's re-runs of MoETuner).
     """
 
     window_tokens: int = 2048
@@ -202,21 +206,21 @@ class _Walk:
             self._prices[key] = self.work(start, stop).planning.evaluate(placement)
         return self._prices[key]
 
-    def plan(self, start: int, stop: int, planner: str = "") -> Placement:
+    def plan(self, start: int, stop: int) -> Placement:
         """The planner's answer to those windows."""
-        name = planner or self.request.planner
         key = start, stop
-        if not planner and key in self._plans:
-            return self._plans[key]
+        if key not in self._plans:
+            self._plans[key] = self.place(self.request.planner, start, stop)
+        return self._plans[key]
+
+    def place(self, planner: str, start: int, stop: int) -> Placement:
+        """Any planner's answer to those windows."""
         work = self.work(start, stop)
         problem = placement_problem(self.request, self.model, self.cluster, work, self._slots)
-        answer = run_planner(name, problem)
-        placement = Placement(
+        answer = run_planner(planner, problem)
+        return Placement(
             answer.physical_to_logical, problem.devices, problem.experts, work.moe_layers
         )
-        if not planner:
-            self._plans[key] = placement
-        return placement
 
 
 def simulate_rebalancing(
@@ -261,7 +265,7 @@ def simulate_rebalancing(
             allowed=f"{FEWEST_WINDOWS} … {MOST_WINDOWS} windows",
             fix=f"pass --window-tokens {max(1, tokens // 20)}",
         )
-    start = walk.plan(0, 1, "contiguous")
+    start = walk.place("contiguous", 0, 1)
     runs: dict[str, PolicyRun] = {}
     placements: list[list[Placement]] = [[] for _ in range(walk.count)]
     for name in dict.fromkeys(("contiguous", *policies)):

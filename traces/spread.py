@@ -119,9 +119,7 @@ def _counted(
     work = partial(_count, str(trace.path.resolve()), count)
     try:
         for index, table in executor.map(work, parts):
-            if (
-                table is None
-            ):  # its worker was killed, perhaps for memory, of which one needs little
+            if table is None:  # its worker was killed, perhaps for memory; one part needs little
                 table = count(parts[index].of(trace))
             yield parts[index], table
     except InputError:
