@@ -17,7 +17,7 @@ __all__ = ["pim"]
 
 WAYS = {
     "main": "the main processor alone",
-    "choose": "every call on the faster processor",
+    "choose": "attention and experts on the faster one",
     "split": "experts divided between both",
     "split-et": "the same, experts cut over all devices",
 }

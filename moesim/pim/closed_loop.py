@@ -17,11 +17,14 @@ import numpy as np
 from moesim.forward.layout import Sequences, StepLoad
 from moesim.pim.stage import Stage, StagePricer
 
-__all__ = ["LENGTH_SPREAD", "LoopResult", "draw_lengths", "run_loop"]
+__all__ = ["LoopResult", "draw_lengths", "run_loop"]
 
-LENGTH_SPREAD = 0.1
-"""Standard deviation over mean of prompt and answer lengths. Duplex says normally distributed
-around the mean and gives no spread: assumed."""
+SHIFT_TOKENS = 256
+SHIFT_DEVIATION = 0.4
+SHIFT_BOUND = 0.95
+"""Duplex draws lengths normally around their means: a request's prompt is shorter and its answer
+longer by one draw, of 0.4 times the least of 256 tokens, prompt and answer in standard deviation,
+drawn again beyond 0.95 (LLMSimulator, ``src/scheduler/scheduler.cpp``)."""
 
 ROUNDS = 4
 """Requests per place in the batch; the first and the last round are not counted."""
@@ -55,10 +58,15 @@ class LoopResult:
     mixed_share: float
 
 
-def draw_lengths(mean: int, count: int, rng: np.random.Generator) -> np.ndarray:
-    """[count] lengths normally around the mean, from 1."""
-    drawn = np.rint(rng.normal(mean, LENGTH_SPREAD * mean, count)).astype(np.int64)
-    return np.maximum(drawn, 1)
+def draw_lengths(
+    prompt: int, answer: int, count: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """[count] prompts and [count] answers in tokens, around their means."""
+    drawn = rng.normal(0.0, SHIFT_DEVIATION, count)
+    while (outside := np.abs(drawn) >= SHIFT_BOUND).any():
+        drawn[outside] = rng.normal(0.0, SHIFT_DEVIATION, int(outside.sum()))
+    shift = np.fix(drawn * (min(SHIFT_TOKENS, prompt, answer) - 1)).astype(np.int64)
+    return prompt - shift, answer + shift
 
 
 class _Prices:
@@ -122,7 +130,7 @@ def run_loop(
     """
     rng = np.random.default_rng(seed)
     count = requests or ROUNDS * batch
-    prompts, answers = draw_lengths(prompt, count, rng), draw_lengths(answer, count, rng)
+    prompts, answers = draw_lengths(prompt, answer, count, rng)
     prices = _Prices(pricer, prompt, prompt + answer // 2)
     arrived: np.ndarray = np.zeros(count)
     if arrivals_per_s is not None:

@@ -1,15 +1,16 @@
 """One stage of a model on devices with two processors: seconds, joules, and which one did what.
 
-The calls are those of :mod:`moesim.forward.calls`; here each finds its processor. Attention of
-decoding sequences goes to the faster one, that of prompts to the main one, experts by ``mode``:
+The calls are those of :mod:`moesim.forward.calls`; here each finds its processor (Duplex, arXiv
+2409.01141, section V). Dense GEMMs and attention of prompts stay on the main one; attention of
+decoding sequences and experts go by ``mode``:
 
 ``main``
     The main processor alone: the plain GPU.
 ``choose``
-    Each call on the processor that is faster for it, one after the other.
+    Each on the processor that is faster for it, one after the other.
 ``split``
     Experts are divided between both, and attention of decoding sequences runs beside that of
-    prompts (co-processing; Duplex, arXiv 2409.01141, section V).
+    prompts (co-processing).
 """
 
 from __future__ import annotations
@@ -31,13 +32,12 @@ from moesim.forward.work import (
     AttentionWork,
     CollectiveWork,
     ExpertWork,
-    GemmWork,
     Op,
     TransferWork,
 )
 from moesim.model import ModelSpec
 from moesim.pim.processors import MEMORY_EFFICIENCY, Processor, processors_of
-from moesim.pim.split import SPACES, makespan, split_experts
+from moesim.pim.split import split_experts
 
 __all__ = ["MODES", "Call", "Mode", "Stage", "StagePricer"]
 
@@ -148,10 +148,7 @@ class StagePricer:
         if isinstance(work, CollectiveWork | TransferWork):
             return self._communicate(op, work)
         main, near = self.processors
-        may = self.mode != "main" and (
-            isinstance(work, GemmWork)
-            or (isinstance(work, AttentionWork) and work.phase == "decode")
-        )
+        may = self.mode != "main" and isinstance(work, AttentionWork) and work.phase == "decode"
         times = [float(unit.seconds(work.flops, work.bytes)) for unit in (main, near)]
         on_near = may and times[1] < times[0]
         unit = near if on_near else main
@@ -187,12 +184,13 @@ class StagePricer:
         if self.mode == "main":
             on_near: np.ndarray = np.zeros(flat.shape, bool)
         elif self.mode == "choose":
-            faster = near_s.sum(-1) < main_s.sum(-1)
-            on_near = np.repeat(faster[:, None], flat.shape[-1], axis=1)
+            on_near = near_s < main_s
         else:
-            on_near = split_experts(main_s, near_s, SPACES)
-        spaces = SPACES if self.mode == "split" else flat.shape[-1] + 1
-        ranks = makespan(main_s, near_s, on_near, spaces).reshape(tokens.shape[:2])
+            table = processors_of(self.machine.device)
+            on_near = split_experts(tokens.reshape(flat.shape), *table, work.weight_bytes)
+        busy = np.where(on_near, 0.0, main_s).sum(-1), np.where(on_near, near_s, 0.0).sum(-1)
+        ranks = np.maximum(*busy) if self.mode == "split" else np.add(*busy)
+        ranks = ranks.reshape(tokens.shape[:2])
         joules = np.where(
             on_near.reshape(tokens.shape),
             near.joules(1.0, 0.0) * flops + near.joules(0.0, 1.0) * moved,

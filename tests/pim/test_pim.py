@@ -1,11 +1,10 @@
 """Two processors over one memory: the split, the choice, and the loop."""
 
 import json
-from itertools import product
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from moesim.cli.app import app
@@ -15,47 +14,63 @@ from moesim.errors import InputError, UsageError
 from moesim.forward.layout import Sequences, StepLoad
 from moesim.hardware import load_device
 from moesim.model import load_model
-from moesim.pim.closed_loop import run_loop
+from moesim.pim.closed_loop import draw_lengths, run_loop
 from moesim.pim.processors import break_even_op_per_byte, processors_of
-from moesim.pim.split import makespan, split_experts
+from moesim.pim.split import split_experts
 from moesim.pim.systems import system_pricer
 
-TIMES = st.lists(st.tuples(st.integers(1, 50), st.integers(1, 50)), min_size=1, max_size=7)
+MAIN, NEAR = processors_of(load_device("duplex"))
 
 
-@given(TIMES, st.integers(1, 4))
-@settings(deadline=None)
-def test_the_split_is_the_best_of_all(times, spaces):
-    main, near = (np.array([column], float) for column in zip(*times, strict=True))
-    found = makespan(main, near, split_experts(main, near, spaces), spaces)[0]
-    best = min(
-        makespan(main, near, np.array([choice]), spaces)[0]
-        for choice in product([False, True], repeat=len(times))
-    )
-    assert found == best
+def reads(tokens, unit):
+    """The split table, written out: weight reads of the main processor that an expert takes."""
+    ridge = unit.flop_per_s / unit.bytes_per_s  # operations per byte, and so tokens of 16 bits
+    return max(1.0, tokens / ridge) * MAIN.bytes_per_s / unit.bytes_per_s
 
 
-@given(TIMES, st.integers(1, 4))
-@settings(deadline=None)
-def test_no_schedule_is_shorter_than_its_parts(times, spaces):
-    main, near = (np.array([column], float) for column in zip(*times, strict=True))
-    least = np.minimum(main, near)
-    chosen = split_experts(main, near, spaces)
-    length = makespan(main, near, chosen, spaces)[0]
-    assert length >= max(least.max(), least.sum() / 2) * (1 - 1e-9)
-    assert length <= min(main.sum(), near.sum()) * (1 + 1e-9)
+def split_one_by_one(tokens, spaces):
+    """Duplex's division as it is told: all near the memory, then the fullest space moves away."""
+    groups = [
+        list(part) for part in np.array_split(np.arange(len(tokens)), min(spaces, len(tokens)))
+    ]
+    groups.sort(key=lambda part: -sum(tokens[expert] for expert in part))
+    here, best = set(), float("inf")
+    for moved in range(len(groups) + 1):
+        main = sum(reads(tokens[e], MAIN) for part in groups[:moved] for e in part)
+        near = sum(reads(tokens[e], NEAR) for part in groups[moved:] for e in part)
+        if max(main, near) < best * (1 - 1e-12):
+            best, here = max(main, near), {e for part in groups[:moved] for e in part}
+    return [expert not in here for expert in range(len(tokens))]
 
 
-def test_many_experts_are_split_by_a_threshold():
-    rng = np.random.default_rng(0)
-    tokens = rng.integers(0, 64, (3, 32))
-    main, near = np.maximum(tokens / 50, 1.0), np.maximum(tokens / 5, 0.25)
-    chosen = split_experts(main, near)
-    worse = [makespan(main, near, np.full(main.shape, flag)) for flag in (False, True)]
-    assert (makespan(main, near, chosen) <= np.minimum(*worse)).all()
-    # Those near the memory are those with the fewest tokens.
-    for row, flags in zip(tokens, chosen, strict=True):
-        assert row[flags].max(initial=0) <= row[~flags].min(initial=64) + 1
+@given(st.integers(1, 4), st.integers(1, 4), st.data())
+def test_experts_are_divided_as_duplex_does(spaces, each, data):
+    count = spaces * each
+    tokens = data.draw(st.lists(st.integers(0, 500), min_size=count, max_size=count, unique=True))
+    found = split_experts(np.array([tokens]), MAIN, NEAR, spaces=spaces)[0]
+    assert found.tolist() == split_one_by_one(tokens, spaces)
+
+
+def test_the_main_processor_gets_only_what_shortens_the_layer():
+    few, many = np.full((1, 8), 2), np.full((1, 8), 32)
+    assert split_experts(few, MAIN, NEAR).all()
+    # 32 tokens are 0.75 reads near the memory: 6 and 2 experts take 4.5 reads, 4 and 4 take 4.
+    assert split_experts(many, MAIN, NEAR).sum() == 4
+    assert not split_experts(np.full((1, 8), 4096), MAIN, NEAR).any()
+
+
+def test_a_space_is_used_by_one_processor():
+    tokens = np.random.default_rng(0).integers(0, 200, (50, 32))
+    chosen = split_experts(tokens, MAIN, NEAR).reshape(50, 4, 8)
+    assert (chosen.all(-1) | ~chosen.any(-1)).all()
+
+
+@given(st.integers(2, 5000), st.integers(2, 5000), st.integers(0, 9))
+def test_lengths_shift_tokens_from_prompt_to_answer(prompt, answer, seed):
+    prompts, answers = draw_lengths(prompt, answer, 50, np.random.default_rng(seed))
+    assert (prompts + answers == prompt + answer).all()
+    assert np.abs(prompts - prompt).max() < min(256, prompt, answer)
+    assert min(prompts.min(), answers.min()) >= 1
 
 
 def test_processors_follow_the_profile():
