@@ -12,14 +12,16 @@ from moesim.forward.layout import Layout, StepLoad
 from moesim.forward.machine import Machine
 from moesim.forward.simulate import simulate_step
 from moesim.model import ModelSpec
+from moesim.operators.gemm import FORMATS
+from moesim.operators.moe_kernels import WEIGHT_BYTES
 from moesim.planners.moge_size import AttentionColumn, Context, ExpertColumn
 from moesim.schema import Evidence, weakest
 
 __all__ = ["SizeSpace", "size_contexts"]
 
 HEAD_DIM = 128
-BYTES = {"bfloat16": 2.0, "sq": 1.0, "fp8_block": 1.0, "fp8": 1.0, "nvfp4": 0.5625}
-"""Of a weight."""
+EMBEDDING_BYTES = 2.0
+"""Of a weight of embedding and head: bfloat16, as in :mod:`moesim.forward.memory`."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def size_contexts(
                     found.append(
                         Context(
                             hidden, layers, tp, dp, batch, part.rest_s, embedding,
-                            embedding * BYTES["bfloat16"] / tp, attention, experts, part.interval,
+                            embedding * EMBEDDING_BYTES / tp, attention, experts, part.interval,
                             part.evidence,
                         )
                     )  # fmt: skip
@@ -114,7 +116,7 @@ class _Parts:
                 parameters = self.hidden * HEAD_DIM * (2.0 * heads + 2.0 * kv_heads)
                 own = max(1.0, kv_heads / self.layout.tp) * HEAD_DIM * 2
                 cache = own * 2.0 * self.batch / self.layout.dp * self.context_tokens
-                weights = parameters * BYTES[self.formats.gemm] / self.layout.tp
+                weights = parameters * FORMATS[self.formats.gemm].weight_bytes / self.layout.tp
                 columns.append(
                     AttentionColumn(
                         heads, kv_heads, times["attention"], parameters, weights + cache
@@ -141,8 +143,10 @@ class _Parts:
                     parameters=one * (column.experts + column.shared) + router,
                     active=one * (column.groups * column.per_group + column.shared) + router,
                     device_bytes=one
-                    * BYTES[self.formats.experts]
-                    * (column.experts + column.shared)
+                    * (
+                        column.experts * WEIGHT_BYTES[self.formats.experts]
+                        + column.shared * FORMATS[self.formats.gemm].weight_bytes
+                    )
                     / devices,
                 )
             )

@@ -55,13 +55,11 @@ def size(
     """
     import moesim
     from moesim.cluster import load_cluster
-    from moesim.forward.formats import Formats
+    from moesim.forward.formats import Formats, check_formats
     from moesim.forward.machine import Machine
-    from moesim.planners.moge_columns import BYTES, SizeSpace, size_contexts
+    from moesim.planners.moge_columns import SizeSpace, size_contexts
     from moesim.planners.moge_size import Budgets, choose_size
 
-    if dtype not in BYTES:
-        raise UsageError(f"--dtype {dtype!r} is not known\nfix: choose {', '.join(BYTES)}")
     console = Console(as_json=as_json, quiet=quiet, out=out)
     space = SizeSpace(
         _numbers(hidden, "--hidden"),
@@ -76,6 +74,8 @@ def size(
         _numbers(batch, "--batch"),
     )
     place = load_cluster(cluster)
+    formats = Formats(dtype, dtype, "bfloat16")
+    check_formats(formats, place.device, ("--dtype", "--dtype", "--kv-dtype"))
     budgets = Budgets(
         _range(parameters, "--parameters"),
         _range(active, "--active"),
@@ -85,7 +85,7 @@ def size(
     found: list[SizeChoice] = []
     with console.progress("pricing layers") as say:
         machine = Machine(place, "sglang", "fitted")
-        contexts = size_contexts(space, machine, Formats(dtype, dtype, "bfloat16"), context)
+        contexts = size_contexts(space, machine, formats, context)
         if not contexts:
             raise InfeasibleError(
                 f"no size divides over {cluster}\nfix: choose --experts, --top-k and --heads that "

@@ -11,10 +11,12 @@ from moesim.model import ModelSpec
 from moesim.operators.gemm import FORMATS
 from moesim.operators.moe_kernels import ARITHMETIC, WEIGHT_BYTES
 
-__all__ = ["Formats", "choose_formats"]
+__all__ = ["Formats", "check_formats", "choose_formats"]
 
 
 KV_FORMATS = ("bfloat16", "fp8")
+KNOWN = (FORMATS, WEIGHT_BYTES, KV_FORMATS)
+OPTIONS = ("--gemm-dtype", "--expert-dtype", "--kv-dtype")
 
 
 @dataclass(frozen=True)
@@ -50,25 +52,36 @@ def choose_formats(
         experts or expert_format(model, device),
         kv or "bfloat16",
     )
-    for option, value, allowed in (
-        ("--gemm-dtype", chosen.gemm, FORMATS),
-        ("--expert-dtype", chosen.experts, WEIGHT_BYTES),
-        ("--kv-dtype", chosen.kv, KV_FORMATS),
-    ):
+    check_formats(chosen, device)
+    return chosen
+
+
+def check_formats(
+    formats: Formats, device: Device, options: tuple[str, str, str] = OPTIONS
+) -> None:
+    """Whether all three are known, and the device computes in them.
+
+    Args:
+        formats: What was chosen.
+        device: That computes.
+        options: What they were chosen by, to be named.
+
+    Raises:
+        UsageError: If not.
+    """
+    chosen = (formats.gemm, formats.experts, formats.kv)
+    for option, value, allowed in zip(options, chosen, KNOWN, strict=True):
         if value not in allowed:
             raise UsageError(
                 f"{option} {value!r} is no format we know\nfix: choose from {', '.join(allowed)}"
             )
-    for option, arithmetic in (
-        ("--gemm-dtype", FORMATS[chosen.gemm].arithmetic),
-        ("--expert-dtype", ARITHMETIC[chosen.experts]),
-    ):
+    used = (FORMATS[formats.gemm].arithmetic, ARITHMETIC[formats.experts])
+    for option, value, arithmetic in zip(options, chosen, used, strict=False):
         if arithmetic not in device.peak:
             raise UsageError(
-                f"{device.name} has no {arithmetic} arithmetic, which {model.name} would use\n"
+                f"{device.name} has no {arithmetic} arithmetic, which {value} needs\n"
                 f"fix: pass {option} bfloat16, or another --cluster"
             )
-    return chosen
 
 
 def _gemm_format(model: ModelSpec) -> str:

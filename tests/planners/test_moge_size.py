@@ -14,6 +14,7 @@ from moesim.cluster import load_cluster
 from moesim.forward.formats import Formats
 from moesim.forward.machine import Machine
 from moesim.forward.request import StepRequest, run_request
+from moesim.operators.gemm import FORMATS
 from moesim.planners.moge_columns import SizeSpace, size_contexts
 from moesim.planners.moge_mass import lost_sets_bits
 from moesim.planners.moge_size import (
@@ -122,6 +123,30 @@ def test_columns_add_up_to_a_whole_step(tmp_path):
     assert one.active == pytest.approx(16.50e9, rel=5e-3)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "fp8", "fp8_block"])
+def test_bytes_of_weights_are_those_of_the_step_model(dtype):
+    space = SizeSpace(
+        hidden=(4096,), layers=(48,), heads=(32,), kv_heads=(8,), experts=(64,), width=(1536,),
+        batch=(64,),
+    )  # fmt: skip
+    machine, formats = (
+        Machine(load_cluster("4xh200_sxm"), "sglang", "fitted"),
+        Formats(dtype, dtype, "bfloat16"),
+    )
+    whole = next(c for c in size_contexts(space, machine, formats, 2048) if c.dp == 1)
+    step = run_request(
+        StepRequest(
+            "mixtral-8x7b", "4xh200_sxm", batch=64, context=2048, tp=4, ep=4, gemm_dtype=dtype,
+            expert_dtype=dtype, routing="balanced",
+        )
+    )  # fmt: skip
+    # The same bytes per weight, of experts of another size and number.
+    per_weight = step.memory.experts * 4 / (32 * 8 * 3 * 4096 * 14336)
+    routed = 3 * 4096 * 1536 * 64 * per_weight / 4
+    shared = 3 * 4096 * 1536 * 4 * FORMATS[dtype].weight_bytes / 4
+    assert whole.experts[0].device_bytes == pytest.approx(routed + shared, rel=1e-12)
+
+
 @pytest.mark.parametrize("cards", [4, 8])
 def test_groups_left_open_are_the_fewest_that_balance_the_cards(cards):
     machine = Machine(load_cluster(f"{cards}xascend_910b4"), "sglang", "fitted")
@@ -171,6 +196,8 @@ def test_command(capsys):
         (["--parameters", "80"], 2, "--parameters"),
         (["--hidden", "wide"], 2, "--hidden"),
         (["--dtype", "int3"], 2, "--dtype"),
+        (["--dtype", "int8_wo"], 2, "--dtype"),
+        (["--dtype", "nvfp4"], 2, "--dtype"),
         (["--groups", "6", "--experts", "48"], 3, "--groups"),
         (["--groups", "many"], 2, "--groups"),
         (["--top-k", "0"], 2, "--top-k"),
