@@ -18,13 +18,15 @@ Axes: W batches, L MoE layers, B tokens, K top-k, E experts, S slots, G devices.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from moesim.cluster import Cluster
-from moesim.compiled import compiled
+from moesim.compiled import compiled, compiled_part
+from moesim.environment import usable_processors
 from moesim.placement import Placement
 from moesim.workload import Batches, Phase
 
@@ -73,8 +75,11 @@ def count_copies(
     slot_tokens = np.zeros((batches.count, batches.layers, placement.slots), np.int64)
     shape = (batches.count, batches.layers, cluster.devices, cluster.devices)
     dispatch, combine = np.zeros(shape), np.zeros(shape)
-    totals = np.zeros(3)
-    for batch in range(batches.count):
+    relay = _relays(node_of) if phase == "prefill" else np.empty((0, 0), np.int32)
+
+    def count(batch: int) -> np.ndarray:
+        """[3] totals of a batch; the rest goes into its own part of the arrays."""
+        found = np.zeros(3)
         arguments = (
             batches.routing[batch],
             valid_k[batch],
@@ -85,11 +90,14 @@ def count_copies(
             node_of,
         )
         if form == "chain":
-            _chain(*arguments, slot_tokens[batch], dispatch[batch], combine[batch], totals)
+            _chain(*arguments, slot_tokens[batch], dispatch[batch], combine[batch], found)
         else:
-            relay = _relays(node_of) if phase == "prefill" else np.empty((0, 0), np.int32)
-            _home_rank(*arguments, relay, slot_tokens[batch], dispatch[batch], totals)
+            _home_rank(*arguments, relay, slot_tokens[batch], dispatch[batch], found)
             combine[batch] = dispatch[batch].transpose(0, 2, 1)
+        return found
+
+    with ThreadPoolExecutor(usable_processors()) as threads:
+        totals = sum(threads.map(count, range(batches.count)), np.zeros(3))
     return Copies(
         slot_tokens, dispatch, combine, float(totals[0]), float(totals[1]), int(totals[2])
     )
@@ -107,6 +115,50 @@ def _relays(node_of: np.ndarray) -> np.ndarray:
     return relay
 
 
+@compiled_part
+def _count_from(
+    home: int,
+    tokens: range,
+    routing: np.ndarray,  # [B, K]
+    valid_k: np.ndarray,  # [B], or [0]: all entries count
+    first: np.ndarray,  # [E + 1] where an expert's copies begin
+    device_of: np.ndarray,  # [copies]
+    node_of: np.ndarray,  # [G]
+    by_node: bool,
+    taken: np.ndarray,  # [copies] tokens that each computes, added to
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """[G] assignments to devices, [G] tokens with an expert there, [N] or on that node, and all."""
+    every, once = np.zeros(node_of.shape[0], np.int64), np.zeros(node_of.shape[0], np.int64)
+    to_node = np.zeros(node_of.max() + 1, np.int64)
+    device_seen, node_seen = (
+        np.full(every.shape, -1, np.int64),
+        np.full(to_node.shape, -1, np.int64),
+    )
+    single = len(device_of) == len(first) - 1
+    total = 0
+    for token in tokens:
+        valid = routing.shape[1] if valid_k.shape[0] == 0 else valid_k[token]
+        total += valid
+        # The home has every vector already, and is its own relay within its node.
+        device_seen[home] = token
+        node_seen[node_of[home]] = token
+        for k in range(valid):
+            expert = routing[token, k]
+            copy = first[expert]
+            if not single:
+                copy += token % (first[expert + 1] - copy)
+            taken[copy] += 1
+            device = device_of[copy]
+            every[device] += 1
+            if by_node:
+                once[device] += device_seen[device] != token
+                device_seen[device] = token
+                node = node_of[device]
+                to_node[node] += node_seen[node] != token
+                node_seen[node] = token
+    return every, once, to_node, total
+
+
 @compiled
 def _home_rank(  # noqa: PLR0913 - compiled code takes arrays, not objects
     routing: np.ndarray,  # [L, B, K]
@@ -121,42 +173,49 @@ def _home_rank(  # noqa: PLR0913 - compiled code takes arrays, not objects
     copies: np.ndarray,  # [L, G, G], added to
     totals: np.ndarray,  # remote, internode, all; added to
 ) -> None:
-    layers, tokens, top_k = routing.shape
+    layers, tokens, _ = routing.shape
+    experts, devices = copies_of.shape[1], node_of.shape[0]
     by_node = relay.shape[0] > 0
-    device_seen = np.full(node_of.shape[0], -1, np.int64)
-    node_seen = np.full(node_of.shape[0], -1, np.int64)
-    remote = internode = total = 0
+    all_valid = np.empty(0, np.uint8)
     for layer in range(layers):
-        for token in range(tokens):
-            stamp = layer * tokens + token
-            home = token // tokens_per_device
-            valid = top_k if valid_k.shape[0] == 0 else valid_k[layer, token]
-            total += valid
-            # The home has every vector already, and is its own relay within its node.
-            device_seen[home] = stamp
-            node_seen[node_of[home]] = stamp
-            for k in range(valid):
-                expert = routing[layer, token, k]
-                replicas = copies_of[layer, expert]
-                slot = slots_of[layer, expert, token % replicas if replicas > 1 else 0]
-                slot_tokens[layer, slot] += 1
-                device = device_of_slot[slot]
-                node = node_of[device]
-                remote += device != home
-                internode += node != node_of[home]
-                if not by_node:
-                    copies[layer, home, device] += device != home
+        # The layer's copies in one row, so that an assignment takes one look-up.
+        first = np.zeros(experts + 1, np.int64)
+        first[1:] = np.cumsum(copies_of[layer])
+        slot_of = np.empty(first[experts], np.int64)
+        for expert in range(experts):
+            for copy in range(copies_of[layer, expert]):
+                slot_of[first[expert] + copy] = slots_of[layer, expert, copy]
+        device_of = device_of_slot[slot_of]
+        taken = np.zeros(first[experts], np.int64)
+        for start in range(0, tokens, tokens_per_device):
+            home = start // tokens_per_device
+            every, once, to_node, total = _count_from(
+                home,
+                range(start, min(start + tokens_per_device, tokens)),
+                routing[layer],
+                valid_k[layer] if valid_k.shape[0] else all_valid,
+                first,
+                device_of,
+                node_of,
+                by_node,
+                taken,
+            )
+            totals[2] += total
+            for device in range(devices):
+                if device == home:
                     continue
-                sender = relay[home, node]
-                new_device = device_seen[device] != stamp
-                new_node = node_seen[node] != stamp
-                device_seen[device] = stamp
-                node_seen[node] = stamp
-                copies[layer, home, sender] += new_node
-                copies[layer, sender, device] += new_device & (sender != device)
-    totals[0] += remote
-    totals[1] += internode
-    totals[2] += total
+                node = node_of[device]
+                totals[0] += every[device]
+                totals[1] += every[device] * (node != node_of[home])
+                if not by_node:
+                    copies[layer, home, device] += every[device]
+                elif relay[home, node] != device:
+                    copies[layer, relay[home, node], device] += once[device]
+            if by_node:
+                for node in range(len(to_node)):
+                    copies[layer, home, relay[home, node]] += to_node[node]
+        for copy in range(first[experts]):
+            slot_tokens[layer, slot_of[copy]] += taken[copy]
 
 
 @compiled

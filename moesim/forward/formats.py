@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from moesim.errors import UsageError
@@ -15,7 +16,7 @@ __all__ = ["Formats", "check_formats", "choose_formats"]
 
 
 KV_FORMATS = ("bfloat16", "fp8")
-KNOWN = (FORMATS, WEIGHT_BYTES, KV_FORMATS)
+KNOWN: tuple[Collection[str], ...] = (FORMATS, WEIGHT_BYTES, KV_FORMATS)
 OPTIONS = ("--gemm-dtype", "--expert-dtype", "--kv-dtype")
 
 
