@@ -111,7 +111,7 @@ class CalibratedCost:
         compute_s = self._arithmetic_s(shapes.copies)
         parts = (np.minimum(memory_s, total_s), np.minimum(compute_s, total_s), total_s)
         memory_s, compute_s, total_s = (part.reshape(tokens.shape[:-1]) for part in parts)
-        return ExpertTime(memory_s, compute_s, total_s)
+        return ExpertTime(memory_s, compute_s, total_s, total_s)
 
     @property
     def name(self) -> str:
@@ -119,7 +119,7 @@ class CalibratedCost:
         of = self.fit
         return f"{of.engine} {of.version}, {of.kernel}, {of.dtype}"
 
-    def interval(self, seconds: float, tokens: int) -> tuple[float, float]:
+    def interval(self, seconds: float, tokens: int, least_s: float) -> tuple[float, float]:
         """See :meth:`moesim.cost.ExpertCost.interval`.
 
         Coefficients that come without an interval get the widest that any shipped fit has.

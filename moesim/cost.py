@@ -6,17 +6,17 @@ the roofline without a change elsewhere.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 
-from moesim.hardware import Device
+from moesim.hardware import Device, Reached
 from moesim.model import ModelSpec
-from moesim.operators.roofline_errors import roofline_interval
+from moesim.operators.roofline_errors import REACHED_RATES, reached_interval, roofline_interval
 from moesim.schema import Evidence, weakest
 
-__all__ = ["ExpertCost", "ExpertTime", "RooflineCost"]
+__all__ = ["ExpertCost", "ExpertTime", "ReachedCost", "RooflineCost"]
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,14 @@ class ExpertTime:
         memory_s: [...] moving weights and activations.
         compute_s: [...] arithmetic.
         total_s: [...] both, as far as they overlap.
+        least_s: [...] what the interval counts from: the total, but the data sheet's roofline
+            where the total is at the rates that a profile says kernels reach.
     """
 
     memory_s: np.ndarray
     compute_s: np.ndarray
     total_s: np.ndarray
+    least_s: np.ndarray
 
 
 class ExpertCost(Protocol):
@@ -58,12 +61,13 @@ class ExpertCost(Protocol):
         """Whose coefficients, or ``roofline``."""
         ...
 
-    def interval(self, seconds: float, tokens: int) -> tuple[float, float]:
+    def interval(self, seconds: float, tokens: int, least_s: float) -> tuple[float, float]:
         """Ends of the 80 % interval of a layer's time as multiples of it.
 
         Args:
             seconds: The time.
             tokens: Of all devices together.
+            least_s: The layer's ``least_s``.
         """
         ...
 
@@ -135,7 +139,7 @@ class RooflineCost:
         """See :attr:`ExpertCost.name`."""
         return "roofline"
 
-    def interval(self, seconds: float, tokens: int) -> tuple[float, float]:
+    def interval(self, seconds: float, tokens: int, least_s: float) -> tuple[float, float]:
         """See :meth:`ExpertCost.interval`."""
         return roofline_interval("experts", seconds)
 
@@ -155,7 +159,61 @@ class RooflineCost:
             self.memory_bytes_per_s
         )
         compute_s = tokens * (self.token_flops / self.peak_flop_per_s)
-        return ExpertTime(memory_s, compute_s, np.maximum(memory_s, compute_s))
+        total_s = np.maximum(memory_s, compute_s)
+        return ExpertTime(memory_s, compute_s, total_s, total_s)
+
+
+@dataclass(frozen=True)
+class ReachedCost:
+    """A roofline at the shares of the peaks that a profile says kernels reach, and a fixed time.
+
+    Attributes:
+        sheet: At the peaks of the data sheet.
+        reached: At the shares that kernels reach.
+        call_s: Fixed time of a layer's call, which every device pays.
+    """
+
+    sheet: RooflineCost
+    reached: RooflineCost
+    call_s: float
+
+    @classmethod
+    def of(cls, model: ModelSpec, device: Device, shares: Reached) -> ReachedCost:
+        """Experts of a model on a device whose profile has such shares."""
+        sheet = RooflineCost.of(model, device)
+        reached = replace(
+            sheet,
+            memory_bytes_per_s=sheet.memory_bytes_per_s * shares.memory.si,
+            peak_flop_per_s=sheet.peak_flop_per_s * shares.compute.si,
+        )
+        return cls(sheet, reached, 0.0 if shares.matrix_call is None else shares.matrix_call.si)
+
+    @property
+    def evidence(self) -> Evidence:
+        """Shares are read off like devices: an assumption."""
+        return Evidence.ASSUMED
+
+    @property
+    def name(self) -> str:
+        """See :attr:`ExpertCost.name`."""
+        return REACHED_RATES
+
+    def time(self, slot_tokens: np.ndarray) -> ExpertTime:
+        """See :meth:`ExpertCost.time`."""
+        found = self.reached.time(slot_tokens)
+        least_s = self.sheet.time(slot_tokens).total_s
+        return replace(found, total_s=found.total_s + self.call_s, least_s=least_s)
+
+    def interval(self, seconds: float, tokens: int, least_s: float) -> tuple[float, float]:
+        """See :meth:`ExpertCost.interval`."""
+        return reached_interval("experts", seconds, least_s)
+
+    def lower_bound_s(
+        self, expert_tokens: np.ndarray, speed: float, devices: int = 1
+    ) -> np.ndarray:
+        """See :meth:`ExpertCost.lower_bound_s`."""
+        calls_s = devices * self.call_s / speed
+        return self.reached.lower_bound_s(expert_tokens, speed, devices) + calls_s
 
 
 OUTPUT_BYTES = 2

@@ -1,13 +1,14 @@
 """Which cost model prices a cluster: kernels fitted to measurements where there are any.
 
 Both halves of an expert layer are chosen alike: the engine's kernel as it was fitted on the device,
-else, on other GPUs, the nearest kernels' efficiencies on the device's own figures, else the data
-sheet's roofline.
+else, on other GPUs, the nearest kernels' efficiencies on the device's own figures, else the rates
+that the device's profile says kernels reach, else the data sheet's roofline.
 The choice and its evidence are named in every output.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -16,10 +17,10 @@ import numpy as np
 from moesim.calibrated_cost import CalibratedCost
 from moesim.cluster import Cluster
 from moesim.communication import CommForm
-from moesim.cost import ExpertCost, RooflineCost
+from moesim.cost import ExpertCost, ReachedCost, RooflineCost
 from moesim.errors import InputError
 from moesim.hardware import Device
-from moesim.link_cost import Direction, LinkCost, roofline_links
+from moesim.link_cost import Direction, LinkCost, reached_links, roofline_links
 from moesim.model import ModelSpec
 from moesim.operators.collectives import ring_steps
 from moesim.operators.comm_fits import DEFAULT_SMS
@@ -75,13 +76,16 @@ def expert_cost(model: ModelSpec, cluster: Cluster, cost: CostModel, engine: Eng
     works on those alone: a group of one device.
     """
     device = cluster.device
-    fitted = cost == "fitted" and not model.stores_experts_otherwise
-    if fitted and takes_fitted_kernels(device):
-        try:
+    if cost == "roofline":
+        return RooflineCost.of(model, device)
+    fit = None
+    if takes_fitted_kernels(device) and not model.stores_experts_otherwise:
+        with suppress(InputError):
             fit = moe_fit_for(device, expert_format(model, device), engine=engine)
-        except InputError:
-            return RooflineCost.of(model, device)
+    if fit is not None:
         return CalibratedCost.of(model, device, fit, devices=1)
+    if device.reached is not None:
+        return ReachedCost.of(model, device, device.reached)
     return RooflineCost.of(model, device)
 
 
@@ -103,14 +107,18 @@ def link_cost(
     fast = cluster.device.scale_up
     switched = fast is not None and fast.topology == "switch"
     gpus = takes_fitted_kernels(cluster.device)
-    if cost == "roofline" or not switched or not gpus or cluster.devices == 1:
+    if cost == "roofline" or cluster.devices == 1:
         return plain
+    shares = cluster.device.reached
+    unmeasured = plain if shares is None else reached_links(plain, shares)
+    if not switched or not gpus:
+        return unmeasured
     try:
         if comm == "chain":
             return _by_nccl(plain, cluster)
         return _by_deepep(plain, model, cluster, phase, tokens_per_device)
     except InputError:
-        return plain
+        return unmeasured
 
 
 def _by_deepep(

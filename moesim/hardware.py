@@ -23,6 +23,7 @@ __all__ = [
     "Device",
     "Fabric",
     "Quantity",
+    "Reached",
     "ScaleUp",
     "device_names",
     "load_device",

@@ -20,13 +20,21 @@ import numpy as np
 
 from moesim.cluster import Cluster
 from moesim.communication import LinkTime, link_time
+from moesim.hardware import Reached
 from moesim.model import ModelSpec
 from moesim.operators.deepep import p_norm
-from moesim.operators.roofline_errors import roofline_interval
+from moesim.operators.roofline_errors import REACHED_RATES, reached_interval, roofline_interval
 from moesim.schema import Evidence
 from moesim.topology import Link
 
-__all__ = ["COMBINE_BYTES", "Direction", "LinkCost", "dispatch_vector_bytes", "roofline_links"]
+__all__ = [
+    "COMBINE_BYTES",
+    "Direction",
+    "LinkCost",
+    "dispatch_vector_bytes",
+    "reached_links",
+    "roofline_links",
+]
 
 COMBINE_BYTES = 2
 """Bytes per element of what returns from the experts: bfloat16 (DeepEP; DeepSeek-V3 §3.2.2)."""
@@ -123,14 +131,20 @@ class LinkCost:
     evidence: Evidence
     bands: tuple[tuple[float, float, float], ...] = ()
 
-    def interval(self, seconds: float) -> tuple[float, float]:
+    def interval(self, seconds: float, least_s: float) -> tuple[float, float]:
         """Ends of the 80 % interval of one all-to-all as multiples of its time.
 
         Fitted times are within their interval; a roofline is a bound and lies below it.
+
+        Args:
+            seconds: The time.
+            least_s: The same by the data sheet, :attr:`~moesim.communication.LinkTime.seconds`.
         """
         for up_to_s, low, high in self.bands:
             if seconds <= up_to_s:
                 return min(low, 1.0), max(high, 1.0)
+        if self.name == REACHED_RATES:
+            return reached_interval("dispatch", seconds, least_s)
         return roofline_interval("dispatch", seconds)
 
 
@@ -149,4 +163,16 @@ def roofline_links(model: ModelSpec, cluster: Cluster) -> LinkCost:
         Direction(cluster, float(model.expert_input_size * COMBINE_BYTES)),
         "roofline",
         cluster.evidence,
+    )
+
+
+def reached_links(plain: LinkCost, shares: Reached) -> LinkCost:
+    """The share of bandwidths that a profile says kernels reach, and a fixed time per call."""
+    call_s = 0.0 if shares.collective_call is None else shares.collective_call.si
+
+    def reached(way: Direction) -> Direction:
+        return replace(way, up_rate=shares.link.si, out_rate=shares.link.si, launch_s=call_s)
+
+    return LinkCost(
+        reached(plain.dispatch), reached(plain.combine), REACHED_RATES, Evidence.ASSUMED
     )

@@ -125,6 +125,7 @@ class StepEvaluator:
         experts = self.expert_cost.time(slot_tokens)
         device_s = experts.total_s / cluster.speed_factors
         slowest = device_s.argmax(axis=-1)[..., None]
+        least_s = (experts.least_s / cluster.speed_factors).max(axis=-1).mean(axis=0)
         compute_s = np.take_along_axis(device_s, slowest, -1)[..., 0]
         to, back = self.link_cost.dispatch, self.link_cost.combine
         dispatch_s, dispatch = to.time(copies.dispatch)
@@ -141,7 +142,10 @@ class StepEvaluator:
         layer_compute_s = compute_s.mean(axis=0)
         memory_s = np.take_along_axis(experts.memory_s, slowest, -1)[..., 0].mean(axis=0)
         arithmetic_s = np.take_along_axis(experts.compute_s, slowest, -1)[..., 0].mean(axis=0)
-        step_s, lo_s, hi_s = self._with_interval(layer_compute_s, (dispatch_s, combine_s))
+        step_s, lo_s, hi_s = self._with_interval(
+            (layer_compute_s, least_s),
+            ((dispatch_s, dispatch.seconds), (combine_s, combine.seconds)),
+        )
         return StepCost(
             step_s=step_s,
             lo_s=lo_s,
@@ -174,17 +178,25 @@ class StepEvaluator:
         )
 
     def _with_interval(
-        self, compute_s: np.ndarray, moving_s: tuple[np.ndarray, np.ndarray]
+        self,
+        compute_s: tuple[np.ndarray, np.ndarray],
+        moving_s: tuple[tuple[np.ndarray, np.ndarray], ...],
     ) -> tuple[float, float, float]:
-        """Sum over layers with its 80 % interval: experts err together, and so do all-to-alls."""
+        """Sum over layers with its 80 % interval: experts err together, and so do all-to-alls.
+
+        Args:
+            compute_s: [L] seconds of experts, and [L] what their interval counts from.
+            moving_s: The same of both directions; the latter is the data sheet's [W, L].
+        """
         tokens = self.batches.tokens_per_device * self.batches.devices
         parts = []
-        for layer_s in compute_s.tolist():
-            low, high = self.expert_cost.interval(layer_s, tokens)
+        for layer_s, least_s in zip(*(part.tolist() for part in compute_s), strict=True):
+            low, high = self.expert_cost.interval(layer_s, tokens, least_s)
             parts.append(("experts", layer_s, layer_s * low, layer_s * high))
-        for layer_s in (one for way in moving_s for one in way.tolist()):
-            low, high = self.link_cost.interval(layer_s)
-            parts.append(("dispatch", layer_s, layer_s * low, layer_s * high))
+        for way_s, plain_s in moving_s:
+            for layer_s, least_s in zip(way_s.tolist(), plain_s.mean(axis=0).tolist(), strict=True):
+                low, high = self.link_cost.interval(layer_s, least_s)
+                parts.append(("dispatch", layer_s, layer_s * low, layer_s * high))
         return add_intervals(parts)
 
     def _check(self, placement: Placement) -> None:

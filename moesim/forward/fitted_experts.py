@@ -45,5 +45,5 @@ def _price(work: ExpertWork, machine: Machine) -> Price | None:
         top_k=max(1, round(work.top_k)),
     )
     seconds = float(cost.seconds(work.slot_tokens).max(axis=-1).mean())
-    low, high = cost.interval(seconds, work.group_tokens)
+    low, high = cost.interval(seconds, work.group_tokens, seconds)
     return Price(seconds, seconds * low, seconds * high, cost.evidence, cost.name)

@@ -20,7 +20,7 @@ from moesim.forward.work import (
     Work,
 )
 from moesim.hardware import Device
-from moesim.operators.roofline_errors import roofline_interval
+from moesim.operators.roofline_errors import REACHED_RATES, reached_interval, roofline_interval
 from moesim.schema import Evidence
 
 __all__ = ["compute_s", "memory_s", "roofline_price", "roofline_s"]
@@ -52,13 +52,14 @@ def roofline_s(work: Work, machine: Rates) -> float:
 def roofline_price(op: Op, machine: Machine) -> Price:
     """The roofline as a prediction, or what kernels are said to reach of it."""
     seconds = roofline_s(op.work, machine)
-    low, high = (seconds * factor for factor in roofline_interval(op.operator, seconds))
     of_links = op.operator in ("collective", "dispatch")
     evidence = machine.links.evidence if of_links else machine.evidence
     if machine.reached is None or machine.cost == "roofline":
-        return Price(seconds, low, high, evidence, "roofline")
+        low, high = roofline_interval(op.operator, seconds)
+        return Price(seconds, seconds * low, seconds * high, evidence, "roofline")
     likely = roofline_s(op.work, machine.reached) + _call_s(op, machine.device)
-    return Price(likely, min(low, likely), max(high, likely), Evidence.ASSUMED, "reached rates")
+    low, high = reached_interval(op.operator, likely, seconds)
+    return Price(likely, likely * low, likely * high, Evidence.ASSUMED, REACHED_RATES)
 
 
 def _call_s(op: Op, device: Device) -> float:

@@ -15,7 +15,17 @@ from typing import ClassVar
 from moesim.hardware import profiles_folder
 from moesim.schema import Document
 
-__all__ = ["SIZES_S", "RooflineErrors", "roofline_interval", "shipped_roofline_errors"]
+__all__ = [
+    "REACHED_RATES",
+    "SIZES_S",
+    "RooflineErrors",
+    "reached_interval",
+    "roofline_interval",
+    "shipped_roofline_errors",
+]
+
+REACHED_RATES = "reached rates"
+"""Name of prices at the shares of the peaks that a profile says kernels reach."""
 
 SIZES_S = (1e-6, 3e-6, 10e-6, 30e-6, 100e-6, 300e-6)
 """Roofline times at which errors are told apart. Below the first, fixed times are nearly all."""
@@ -63,3 +73,22 @@ def roofline_interval(operator: str, seconds: float) -> tuple[float, float]:
         low_s, high_s = errors.shortest_s[operator]
         return max(low_s / seconds, 1.0), max(high_s / seconds, 1.0)
     return errors.intervals[operator][max(place - 1, 0)]
+
+
+def reached_interval(operator: str, seconds: float, least_s: float) -> tuple[float, float]:
+    """Ends of the 80 % interval of a call at the rates that a profile says kernels reach.
+
+    The interval of its roofline, widened where the prediction lies beyond an end.
+
+    Args:
+        operator: As in :func:`roofline_interval`.
+        seconds: Time of the call at those rates.
+        least_s: Roofline time of the call.
+
+    Returns:
+        Multiples of ``seconds``, on both sides of 1.
+    """
+    if seconds <= 0:
+        return 1.0, 1.0
+    low, high = roofline_interval(operator, least_s)
+    return min(low * least_s / seconds, 1.0), max(high * least_s / seconds, 1.0)
