@@ -12,9 +12,10 @@ import numpy as np
 
 from moesim.errors import InputError
 from moesim.fitted_costs import ENGINES
+from moesim.forward.fitted_scans import price_scans
 from moesim.forward.machine import Machine
 from moesim.forward.price import Price, prices_of
-from moesim.forward.work import AttentionWork, GemmWork, MoveWork, Op
+from moesim.forward.work import AttentionWork, GemmWork, MoveWork, Op, ScanWork
 from moesim.operators.attention import (
     ELEMENT_BYTES,
     AttentionCalls,
@@ -136,10 +137,20 @@ def _attention_fit(work: AttentionWork, machine: Machine) -> Any:
 def price_moves(ops: Sequence[Op], machine: Machine) -> list[Price | None]:
     """Prices of element-by-element calls.
 
-    The kernel that was measured stands for all of the kind; how far they differ is taken from how
-    far the engines' kernels for the same conversion do.
+    Recurrences have kernels of their own. Of the others, the kernel that was measured stands for
+    all of the kind; how far they differ is taken from how far the engines' kernels for the same
+    conversion do.
     """
     works = [op.work for op in ops if isinstance(op.work, MoveWork)]
+    scans = [place for place, work in enumerate(works) if isinstance(work, ScanWork)]
+    prices = _plain_moves(works, machine)
+    found = price_scans([work for work in works if isinstance(work, ScanWork)], machine)
+    for place, price in zip(scans, found, strict=True):
+        prices[place] = price or prices[place]
+    return prices
+
+
+def _plain_moves(works: Sequence[MoveWork], machine: Machine) -> list[Price | None]:
     try:
         fit = find_fit("scale_matrix", machine.device, kernel=MOVE_KERNEL)
         others = [find_fit("scale_matrix", machine.device, engine=engine) for engine in ENGINES]

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from moesim.forward.layout import Sequences, StepLoad
-from moesim.forward.work import OUTPUT_BYTES, AttentionWork, GemmWork, MoveWork, Work
+from moesim.forward.work import (
+    OUTPUT_BYTES,
+    AttentionWork,
+    GemmWork,
+    MoveWork,
+    ScanKind,
+    ScanWork,
+    Work,
+)
 from moesim.model.mixers import (
     CompressedAttention,
     GroupedQueryAttention,
@@ -14,8 +24,10 @@ from moesim.model.mixers import (
     LatentAttention,
     Mixer,
     Recurrence,
+    StateHeads,
 )
 from moesim.operators.attention import ELEMENT_BYTES
+from moesim.operators.streaming import Role, scan_work
 
 __all__ = ["STATE_BYTES", "MixerContext", "cache_bytes_per_token", "mixer_calls", "state_bytes"]
 
@@ -25,6 +37,13 @@ of Qwen3-Next and Nemotron-H)."""
 
 STATE_FLOPS = 6
 """Per state element and token: decay, outer product and sum, read-out (arXiv 2405.21060, eq. 1)."""
+
+SCANS: Mapping[str, ScanKind] = {
+    "gated-delta-net": "gdn",
+    "kimi-delta-attention": "kda",
+    "mamba2": "mamba2",
+}
+"""Recurrences by the name of their measured kernels."""
 
 Calls = Iterator[tuple[str, Work]]
 
@@ -265,8 +284,43 @@ def _recurrence(mixer: Recurrence, context: MixerContext) -> Calls:
     columns = max(1, mixer.matrix_parameters // (context.hidden * tp))
     yield "projections", GemmWork(load.tokens, columns, context.hidden, context.gemm_dtype)
     for group in load.groups:
+        if mixer.state_heads is not None and mixer.kind in SCANS:
+            yield from _scans(SCANS[mixer.kind], mixer.state_heads, group, tp)
+            continue
         state = mixer.state_elements / tp
         moved = 2 * group.count * state * STATE_BYTES
         # Inputs and outputs of the scan: about the projections' columns, in and out.
         moved += group.tokens * columns * OUTPUT_BYTES
         yield f"{group.phase}_state", MoveWork(moved, STATE_FLOPS * group.tokens * state, 2)
+
+
+def _scans(kind: ScanKind, heads: StateHeads, group: Sequences, tp: int) -> Calls:
+    """The convolution, the recurrence and the gated norm of its result; heads are cut over ``tp``.
+
+    Bytes and FLOPs are those of :mod:`moesim.operators.streaming`, one call at a time.
+    """
+    own = heads.model_copy(
+        update={
+            "key_heads": _per_head(heads.key_heads, tp),
+            "value_heads": _per_head(heads.value_heads, tp),
+        }
+    )
+    roles: tuple[Role, ...] = ("convolution", "recurrence")
+    for role in roles:
+        work = scan_work(role, np.array([group.count]), np.array([group.new_tokens]), own)
+        yield (
+            f"{group.phase}_{role}",
+            ScanWork(
+                bytes=float(work.moved_bytes[0]),
+                flops=float(work.flops[0]),
+                kind=kind,
+                role=role,
+                phase=group.phase,
+                sequences=group.count,
+                query_tokens=group.new_tokens,
+                heads=own,
+            ),
+        )
+    values = group.tokens * own.value_heads * own.value_dim
+    # Result and gate are read, the normed product is written.
+    yield f"{group.phase}_gated_norm", MoveWork(3.0 * values * OUTPUT_BYTES, 8.0 * values)

@@ -17,9 +17,11 @@ from typing import Literal
 
 import numpy as np
 
+from moesim.model.mixers import StateHeads
 from moesim.operators.attention import ELEMENT_BYTES
 from moesim.operators.collectives import Collective, wire_bytes
 from moesim.operators.gemm import FORMATS
+from moesim.operators.streaming import Role
 from moesim.workload import Phase
 
 __all__ = [
@@ -30,6 +32,8 @@ __all__ = [
     "MoveWork",
     "Op",
     "OperatorName",
+    "ScanKind",
+    "ScanWork",
     "Stream",
     "TransferWork",
     "Work",
@@ -40,6 +44,9 @@ OperatorName = Literal["gemm", "attention", "experts", "collective", "dispatch",
 
 Stream = Literal["main", "shared"]
 """Calls of a stream follow one another; shared experts may run beside the rest."""
+
+ScanKind = Literal["gdn", "kda", "mamba2"]
+"""Gated delta net, Kimi delta attention, Mamba-2: recurrences with measured kernels."""
 
 OUTPUT_BYTES = 2
 """Per element of activations between kernels: bfloat16."""
@@ -278,6 +285,27 @@ class MoveWork:
         return "bf16"
 
 
+@dataclass(frozen=True, kw_only=True)
+class ScanWork(MoveWork):
+    """A recurrence over its sequences' tokens, or the short convolution before it.
+
+    Attributes:
+        kind: ``gdn``, ``kda`` or ``mamba2``.
+        role: Which of the two.
+        phase: Of the sequences.
+        sequences: Of one length.
+        query_tokens: New tokens of each.
+        heads: On one device.
+    """
+
+    kind: ScanKind
+    role: Role
+    phase: Phase
+    sequences: int
+    query_tokens: int
+    heads: StateHeads
+
+
 Work = GemmWork | AttentionWork | ExpertWork | CollectiveWork | TransferWork | MoveWork
 
 _OPERATORS: dict[type, OperatorName] = {
@@ -287,6 +315,7 @@ _OPERATORS: dict[type, OperatorName] = {
     CollectiveWork: "collective",
     TransferWork: "dispatch",
     MoveWork: "small",
+    ScanWork: "small",
 }
 
 

@@ -22,6 +22,7 @@ __all__ = [
     "Mixer",
     "Recurrence",
     "Size",
+    "StateHeads",
 ]
 
 Size = Annotated[StrictInt, Field(ge=1, le=2**24)]
@@ -204,6 +205,26 @@ def _compressor(hidden_size: int, width: int, halves: int, block_tokens: int) ->
     return 2 * hidden_size * halves * width + block_tokens * halves * width + width
 
 
+class StateHeads(Document):
+    """Sizes of a recurrence whose heads each keep a [key_dim, value_dim] matrix.
+
+    Gated delta rules have queries, keys and values; Mamba-2 calls them C, B and x
+    (Dao and Gu, arXiv 2405.21060, section 5).
+    """
+
+    key_heads: Size
+    key_dim: Size
+    value_heads: Size
+    value_dim: Size
+    convolution_width: Size
+    """Of the short causal convolution over queries, keys and values."""
+
+    @property
+    def channels(self) -> int:
+        """That the convolution runs over."""
+        return 2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
+
+
 class Recurrence(_Group):
     """A recurrent mixer with a state of fixed size: Mamba, gated delta net, Kimi delta attention.
 
@@ -216,6 +237,8 @@ class Recurrence(_Group):
     """Projections and convolution per layer."""
     state_elements: Count
     """Recurrent and convolution state per sequence and layer."""
+    state_heads: StateHeads | None = None
+    """Of the kinds that have them; without, the layer's scan is priced by its bytes."""
 
     @property
     def window_tokens(self) -> int | None:

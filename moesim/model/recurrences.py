@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 from moesim.model.fields import Fields
-from moesim.model.mixers import Recurrence
+from moesim.model.mixers import Recurrence, StateHeads
 
 __all__ = ["gated_delta_net", "kimi_delta_attention", "mamba", "mamba2", "short_convolution"]
 
@@ -70,6 +70,13 @@ def mamba2(fields: Fields, layers: Layers) -> Recurrence:
         matrix_parameters=hidden * projected + convolved * kernel + inner * hidden,
         extra_parameters=biases + 3 * heads + inner,
         state_elements=inner * state + convolved * (kernel - 1),
+        state_heads=StateHeads(
+            key_heads=groups,
+            key_dim=state,
+            value_heads=heads,
+            value_dim=head_dim,
+            convolution_width=kernel,
+        ),
     )
 
 
@@ -79,7 +86,8 @@ def gated_delta_net(fields: Fields, layers: Layers) -> Recurrence:
     key_dim = fields.size("linear_key_head_dim")
     value_dim = fields.size("linear_value_head_dim")
     value_heads = fields.size("linear_num_value_heads")
-    keys = fields.size("linear_num_key_heads") * key_dim
+    key_heads = fields.size("linear_num_key_heads")
+    keys = key_heads * key_dim
     values = value_heads * value_dim
     kernel = fields.size("linear_conv_kernel_dim", maximum=1024)
     convolved = 2 * keys + values
@@ -91,6 +99,13 @@ def gated_delta_net(fields: Fields, layers: Layers) -> Recurrence:
         + values * hidden,
         extra_parameters=2 * value_heads + value_dim,
         state_elements=value_heads * key_dim * value_dim + convolved * (kernel - 1),
+        state_heads=StateHeads(
+            key_heads=key_heads,
+            key_dim=key_dim,
+            value_heads=value_heads,
+            value_dim=value_dim,
+            convolution_width=kernel,
+        ),
     )
 
 
@@ -119,6 +134,13 @@ def kimi_delta_attention(fields: Fields, layers: Layers) -> Recurrence:
         + hidden * heads,
         extra_parameters=width + heads + head_dim,
         state_elements=heads * head_dim**2 + 3 * width * (kernel - 1),
+        state_heads=StateHeads(
+            key_heads=heads,
+            key_dim=head_dim,
+            value_heads=heads,
+            value_dim=head_dim,
+            convolution_width=kernel,
+        ),
     )
 
 

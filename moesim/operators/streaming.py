@@ -17,12 +17,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field
 
 from moesim.hardware import Device
+from moesim.model.mixers import StateHeads
 from moesim.operators.deepep import p_norm
 from moesim.operators.fitted import Estimate, KernelFit, Label
 from moesim.operators.processor import Processor
@@ -31,6 +32,7 @@ from moesim.schema import Document
 
 __all__ = [
     "CHUNKS",
+    "Role",
     "StreamCoefficients",
     "StreamKernel",
     "StreamWork",
@@ -39,8 +41,11 @@ __all__ = [
     "hyper_connection_work",
     "quantise_work",
     "role_of",
+    "scan_work",
     "stream_seconds",
 ]
+
+Role = Literal["convolution", "recurrence"]
 
 CHUNKS = (64, 512)
 """Tokens that a kernel works on at a time: recurrences of flash-linear-attention take 64;
@@ -110,7 +115,7 @@ class StreamKernel(KernelFit):
     coefficients: StreamCoefficients
 
     @property
-    def role(self) -> str:
+    def role(self) -> Role:
         """``convolution`` or ``recurrence`` by the kernel's name; see :func:`role_of`."""
         return role_of(self.kernel)
 
@@ -131,7 +136,7 @@ class StreamKernel(KernelFit):
         return self.model_copy(update={"processor": processor(device, "bf16")})
 
 
-def role_of(kernel: str) -> str:
+def role_of(kernel: str) -> Role:
     """``convolution`` for the short convolution before a recurrence, else ``recurrence``."""
     return "convolution" if "conv1d" in kernel else "recurrence"
 
@@ -192,6 +197,17 @@ def delta_rule_work(
     inside = np.minimum(q, CHUNKS[0])
     flops = tokens * hv * (2 * inside * (dk + dv) + 6 * dk * dv)
     return StreamWork(moved, b * hv, q + 0 * moved, flops)
+
+
+def scan_work(
+    role: Role, batch: np.ndarray, query_tokens: np.ndarray, heads: StateHeads
+) -> StreamWork:
+    """A layer's recurrence, or the convolution before it, ``[rows]``."""
+    if role == "convolution":
+        width = np.array(heads.convolution_width)
+        return convolution_work(batch, query_tokens, np.array(heads.channels), width)
+    sizes = (heads.key_heads, heads.key_dim, heads.value_heads, heads.value_dim)
+    return delta_rule_work(batch, query_tokens, *map(np.array, sizes))
 
 
 def hyper_connection_work(
