@@ -20,12 +20,12 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from moesim.cluster import Cluster
-from moesim.compiled import compiled, compiled_part
+from moesim.compiled import compiled
 from moesim.environment import usable_processors
 from moesim.placement import Placement
 from moesim.workload import Batches, Phase
@@ -65,9 +65,6 @@ def count_copies(
     A token whose expert has r copies takes copy ``b mod r`` of its token index b, which spreads
     the tokens of every device evenly over the copies.
     """
-    slots_of = placement.logical_to_physical()
-    copies_of = placement.replica_count()
-    device_of_slot = placement.device_of_slot()
     node_of = cluster.domain_of_device
     valid_k = batches.valid_k
     if valid_k is None:
@@ -75,29 +72,35 @@ def count_copies(
     slot_tokens = np.zeros((batches.count, batches.layers, placement.slots), np.int64)
     shape = (batches.count, batches.layers, cluster.devices, cluster.devices)
     dispatch, combine = np.zeros(shape), np.zeros(shape)
-    relay = _relays(node_of) if phase == "prefill" else np.empty((0, 0), np.int32)
+    by_expert = _by_expert(placement)
+    slots_of = placement.logical_to_physical()
+    relay = _relays(node_of) if phase == "prefill" else None
 
     def count(batch: int) -> np.ndarray:
         """[3] totals of a batch; the rest goes into its own part of the arrays."""
-        found = np.zeros(3)
-        arguments = (
-            batches.routing[batch],
-            valid_k[batch],
-            batches.tokens_per_device,
+        routed = (batches.routing[batch], valid_k[batch], batches.tokens_per_device)
+        if form == "home-rank":
+            return _home_rank(
+                *routed, by_expert, node_of, relay, slot_tokens[batch], dispatch[batch]
+            )
+        totals = np.zeros(3)
+        _chain(
+            *routed,
             slots_of,
-            copies_of,
-            device_of_slot,
+            placement.replica_count(),
+            placement.device_of_slot(),
             node_of,
+            slot_tokens[batch],
+            dispatch[batch],
+            combine[batch],
+            totals,
         )
-        if form == "chain":
-            _chain(*arguments, slot_tokens[batch], dispatch[batch], combine[batch], found)
-        else:
-            _home_rank(*arguments, relay, slot_tokens[batch], dispatch[batch], found)
-            combine[batch] = dispatch[batch].transpose(0, 2, 1)
-        return found
+        return totals
 
     with ThreadPoolExecutor(usable_processors()) as threads:
         totals = sum(threads.map(count, range(batches.count)), np.zeros(3))
+    if form == "home-rank":
+        combine[:] = dispatch.swapaxes(2, 3)
     return Copies(
         slot_tokens, dispatch, combine, float(totals[0]), float(totals[1]), int(totals[2])
     )
@@ -115,107 +118,100 @@ def _relays(node_of: np.ndarray) -> np.ndarray:
     return relay
 
 
-@compiled_part
-def _count_from(
-    home: int,
-    tokens: range,
-    routing: np.ndarray,  # [B, K]
-    valid_k: np.ndarray,  # [B], or [0]: all entries count
-    first: np.ndarray,  # [E + 1] where an expert's copies begin
-    device_of: np.ndarray,  # [copies]
-    node_of: np.ndarray,  # [G]
-    by_node: bool,
-    taken: np.ndarray,  # [copies] tokens that each computes, added to
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """[G] assignments to devices, [G] tokens with an expert there, [N] or on that node, and all."""
-    every, once = np.zeros(node_of.shape[0], np.int64), np.zeros(node_of.shape[0], np.int64)
-    to_node = np.zeros(node_of.max() + 1, np.int64)
-    device_seen, node_seen = (
-        np.full(every.shape, -1, np.int64),
-        np.full(to_node.shape, -1, np.int64),
-    )
-    single = len(device_of) == len(first) - 1
-    total = 0
-    for token in tokens:
-        valid = routing.shape[1] if valid_k.shape[0] == 0 else valid_k[token]
-        total += valid
-        # The home has every vector already, and is its own relay within its node.
-        device_seen[home] = token
-        node_seen[node_of[home]] = token
-        for k in range(valid):
-            expert = routing[token, k]
-            copy = first[expert]
-            if not single:
-                copy += token % (first[expert + 1] - copy)
-            taken[copy] += 1
-            device = device_of[copy]
-            every[device] += 1
-            if by_node:
-                once[device] += device_seen[device] != token
-                device_seen[device] = token
-                node = node_of[device]
-                to_node[node] += node_seen[node] != token
-                node_seen[node] = token
-    return every, once, to_node, total
+class _ByExpert(NamedTuple):
+    """Copies of an expert side by side, slots ascending; those without one come first."""
+
+    slot: np.ndarray  # [L, S]
+    device: np.ndarray  # [L, S]
+    first: np.ndarray  # [L, E + 1], place of an expert's first copy
 
 
-@compiled
-def _home_rank(  # noqa: PLR0913 - compiled code takes arrays, not objects
+def _by_expert(placement: Placement) -> _ByExpert:
+    slot = np.argsort(placement.physical_to_logical, axis=1, kind="stable")
+    copies = placement.replica_count()
+    first = np.full((placement.layers, placement.experts + 1), placement.slots, np.int64)
+    first[:, :-1] -= copies[:, ::-1].cumsum(axis=1)[:, ::-1]
+    return _ByExpert(slot, placement.device_of_slot()[slot], first)
+
+
+def _home_rank(
     routing: np.ndarray,  # [L, B, K]
     valid_k: np.ndarray,  # [L, B], or [0, 0]: all entries count
     tokens_per_device: int,
-    slots_of: np.ndarray,  # [L, E, R]
-    copies_of: np.ndarray,  # [L, E]
-    device_of_slot: np.ndarray,  # [S]
+    copies: _ByExpert,
     node_of: np.ndarray,  # [G]
-    relay: np.ndarray,  # [G, N], or [0, 0]: every expert gets its own copy directly
+    relay: np.ndarray | None,  # [G, N]; None: every expert gets its own copy directly
     slot_tokens: np.ndarray,  # [L, S], added to
-    copies: np.ndarray,  # [L, G, G], added to
-    totals: np.ndarray,  # remote, internode, all; added to
+    sent: np.ndarray,  # [L, G, G], added to
+) -> np.ndarray:
+    """[3] assignments: remote, to other nodes, all."""
+    layers, devices = len(routing), len(node_of)
+    homes, nodes = np.arange(devices), int(node_of.max()) + 1
+    taken = np.zeros(copies.slot.shape, np.int64)
+    every, once = (np.zeros((layers, devices, devices), np.int64) for _ in range(2))
+    to_node = np.zeros((layers, devices, nodes if relay is not None else 0), np.int64)
+    _count_visits(
+        *(routing, valid_k, tokens_per_device, copies.first, copies.device, node_of),
+        *(np.full(devices, -1), np.full(nodes, -1), taken, every, once, to_node),
+    )
+    np.put_along_axis(slot_tokens, copies.slot, taken, axis=1)
+    away = homes[:, None] != homes  # [home, device]
+    remote = float(every[:, away].sum())
+    elsewhere = float(every[:, node_of[:, None] != node_of].sum())
+    if relay is None:
+        sent += every * away
+    else:
+        sender = relay[:, node_of]  # [home, device], of what the device gets from that home
+        onward = away & (sender != homes)
+        device = np.nonzero(onward)[1]
+        for layer in range(layers):
+            np.add.at(sent[layer], (homes[:, None], relay), to_node[layer])
+            np.add.at(sent[layer], (sender[onward], device), once[layer][onward])
+    return np.array([remote, elsewhere, float(every.sum())])
+
+
+@compiled
+def _count_visits(  # noqa: PLR0913 - compiled code takes arrays, not objects
+    routing: np.ndarray,  # [L, B, K]
+    valid_k: np.ndarray,  # [L, B], or [0, 0]: all entries count
+    tokens_per_device: int,
+    first: np.ndarray,  # [L, E + 1]
+    device_of: np.ndarray,  # [L, S], of copies by expert
+    node_of: np.ndarray,  # [G]
+    device_seen: np.ndarray,  # [G] −1
+    node_seen: np.ndarray,  # [N] −1
+    taken: np.ndarray,  # [L, S] tokens that each copy computes
+    every: np.ndarray,  # [L, G, G] assignments from home to device
+    once: np.ndarray,  # [L, G, G] tokens with an expert there
+    to_node: np.ndarray,  # [L, G, N] or on that node; [L, G, 0]: neither is counted
 ) -> None:
-    layers, tokens, _ = routing.shape
-    experts, devices = copies_of.shape[1], node_of.shape[0]
-    by_node = relay.shape[0] > 0
-    all_valid = np.empty(0, np.uint8)
+    layers, tokens, top_k = routing.shape
+    by_node = to_node.shape[2] > 0
     for layer in range(layers):
-        # The layer's copies in one row, so that an assignment takes one look-up.
-        first = np.zeros(experts + 1, np.int64)
-        first[1:] = np.cumsum(copies_of[layer])
-        slot_of = np.empty(first[experts], np.int64)
-        for expert in range(experts):
-            for copy in range(copies_of[layer, expert]):
-                slot_of[first[expert] + copy] = slots_of[layer, expert, copy]
-        device_of = device_of_slot[slot_of]
-        taken = np.zeros(first[experts], np.int64)
+        chosen, begins, places, done = routing[layer], first[layer], device_of[layer], taken[layer]
         for start in range(0, tokens, tokens_per_device):
             home = start // tokens_per_device
-            every, once, to_node, total = _count_from(
-                home,
-                range(start, min(start + tokens_per_device, tokens)),
-                routing[layer],
-                valid_k[layer] if valid_k.shape[0] else all_valid,
-                first,
-                device_of,
-                node_of,
-                by_node,
-                taken,
-            )
-            totals[2] += total
-            for device in range(devices):
-                if device == home:
-                    continue
-                node = node_of[device]
-                totals[0] += every[device]
-                totals[1] += every[device] * (node != node_of[home])
-                if not by_node:
-                    copies[layer, home, device] += every[device]
-                elif relay[home, node] != device:
-                    copies[layer, relay[home, node], device] += once[device]
-            if by_node:
-                for node in range(len(to_node)):
-                    copies[layer, home, relay[home, node]] += to_node[node]
-        for copy in range(first[experts]):
-            slot_tokens[layer, slot_of[copy]] += taken[copy]
+            sent, vectors, onward = every[layer, home], once[layer, home], to_node[layer, home]
+            for token in range(start, min(start + tokens_per_device, tokens)):
+                stamp = layer * tokens + token
+                valid = top_k if valid_k.shape[0] == 0 else valid_k[layer, token]
+                # The home has every vector already, and is its own relay within its node.
+                device_seen[home] = stamp
+                node_seen[node_of[home]] = stamp
+                for k in range(valid):
+                    copy = begins[chosen[token, k]]
+                    replicas = begins[chosen[token, k] + 1] - copy
+                    if replicas > 1:
+                        copy += token % replicas
+                    done[copy] += 1
+                    device = places[copy]
+                    sent[device] += 1
+                    if by_node:
+                        vectors[device] += device_seen[device] != stamp
+                        device_seen[device] = stamp
+                        node = node_of[device]
+                        onward[node] += node_seen[node] != stamp
+                        node_seen[node] = stamp
 
 
 @compiled
