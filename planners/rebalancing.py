@@ -139,6 +139,26 @@ class PolicyRun:
         """Changes of placement."""
         return sum(window.moves > 0 for window in self.windows)
 
+    @property
+    def moves(self) -> int:
+        """Copies of experts moved."""
+        return sum(window.moves for window in self.windows)
+
+    @property
+    def moved_bytes(self) -> float:
+        """Their weights."""
+        return sum(window.moved_bytes for window in self.windows)
+
+    @property
+    def balance(self) -> float:
+        """Mean over windows."""
+        return sum(window.balance for window in self.windows) / len(self.windows)
+
+    @property
+    def worst_balance(self) -> float:
+        """Of any window."""
+        return min(window.balance for window in self.windows)
+
 
 @dataclass(frozen=True)
 class Rebalancing:
@@ -153,6 +173,7 @@ class Rebalancing:
         trace_sha256: Of its routing.
         domains: [W] the domain most tokens of a window are of; empty if the trace knows none.
         runs: By policy.
+        step_tokens: Of a step, over all devices.
         evidence: The weakest that went into prices.
     """
 
@@ -164,7 +185,13 @@ class Rebalancing:
     trace_sha256: str
     domains: tuple[str, ...]
     runs: dict[str, PolicyRun]
+    step_tokens: int
     evidence: str
+
+    def tokens_per_s(self, policy: str) -> float:
+        """Tokens of all steps over all seconds, pauses included."""
+        run = self.runs[policy]
+        return self.step_tokens * run.steps * len(run.windows) / run.total_s
 
 
 class _Walk:
@@ -285,6 +312,7 @@ def simulate_rebalancing(
         trace_sha256=sha256,
         domains=_domains(trace, walk),
         runs=runs,
+        step_tokens=walk.work(0, 1).planning.batches.tokens_per_device * cluster.devices,
         evidence=first.evidence.value,
     )
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -31,6 +34,7 @@ from moesim.cli.plan_options import (
 
 if TYPE_CHECKING:
     from moesim.planners.rebalancing import Rebalancing
+    from moesim.reports.plan_report import Table
 
 __all__ = ["rebalancing"]
 
@@ -68,6 +72,9 @@ def rebalancing(
     cost: PlanCostOption = CostOption.FITTED,
     kernels_of: PlanEngineOption = EngineOption.SGLANG,
     time_limit: Annotated[float, typer.Option(help="Seconds for a planner, each time.")] = 5.0,
+    html: Annotated[
+        Path | None, typer.Option(help="File that receives the study as one page.")
+    ] = None,
     out: ResultOutOption = None,
     seed: SeedOption = 0,
     quiet: QuietOption = False,
@@ -103,6 +110,11 @@ def rebalancing(
     )
     with console.progress("walking the trace") as say:
         found = simulate_rebalancing(request, drift, listed(policies) or POLICIES, say)
+    if html is not None:
+        from moesim.reports.rebalancing_report import write_rebalancing_page
+
+        written = write_rebalancing_page(found, html, shlex.join(["moesim", *sys.argv[1:]]))
+        console.say(f"written: {written}")
     console.result(_to_json(found), _text(found))
 
 
@@ -129,13 +141,17 @@ def _to_json(found: Rebalancing) -> dict[str, Any]:
                 "total_s": run.total_s,
                 "stepping_s": run.stepping_s,
                 "paused_s": run.paused_s,
+                "tokens_per_s": found.tokens_per_s(name),
                 "speedup": base.total_s / run.total_s,
                 "speedup_without_pauses": base.stepping_s / run.stepping_s,
+                "speedup_over_frozen": (
+                    found.runs["frozen"].total_s / run.total_s if "frozen" in found.runs else None
+                ),
                 "rebalances": run.rebalances,
-                "moves": sum(window.moves for window in run.windows),
-                "moved_bytes": sum(window.moved_bytes for window in run.windows),
-                "balance": sum(window.balance for window in run.windows) / len(run.windows),
-                "worst_balance": min(window.balance for window in run.windows),
+                "moves": run.moves,
+                "moved_bytes": run.moved_bytes,
+                "balance": run.balance,
+                "worst_balance": run.worst_balance,
                 "windows": [asdict(window) for window in run.windows],
             }
             for name, run in found.runs.items()
@@ -147,45 +163,25 @@ def _to_json(found: Rebalancing) -> dict[str, Any]:
 
 
 def _text(found: Rebalancing) -> str:
-    from moesim.units import format_seconds, format_si
+    from moesim.reports.rebalancing_report import (
+        domain_table,
+        policy_table,
+        rebalancing_setting,
+    )
 
-    drift, base = found.drift, found.runs["contiguous"]
-    lines = [
-        f"{found.model.name} on {found.cluster.name}, {found.request.phase}: "
-        f"{len(base.windows)} windows of {drift.window_tokens:,} tokens, each for "
-        f"{drift.steps:,} steps; planner {found.request.planner}, plans from "
-        f"{drift.history} past window{'s' if drift.history > 1 else ''}; a change pauses "
-        f"{format_seconds(drift.pause_s)} or as long as the links take",
-        "",
-        f"{'policy':<12}{'total':>10}{'speedup':>9}{'no pauses':>11}{'changes':>9}{'paused':>10}"
-        f"{'moved':>10}{'balance':>9}{'worst':>7}",
-    ]
-    for name, run in found.runs.items():
-        moved = sum(window.moved_bytes for window in run.windows)
-        balance = sum(window.balance for window in run.windows) / len(run.windows)
-        worst = min(window.balance for window in run.windows)
-        lines.append(
-            f"{name:<12}{format_seconds(run.total_s):>10}{base.total_s / run.total_s:>8.2f}×"
-            f"{base.stepping_s / run.stepping_s:>10.2f}×{run.rebalances:>9}"
-            f"{format_seconds(run.paused_s) if run.paused_s else '-':>10}"
-            f"{format_si(moved, 'B') if moved else '-':>10}{balance:>9.2f}{worst:>7.2f}"
-        )
-    if found.domains:
-        lines += ["", *_by_domain(found)]
+    lines = [rebalancing_setting(found), "", *_aligned(policy_table(found))]
+    domains = domain_table(found)
+    if domains is not None:
+        lines += ["", *_aligned(domains)]
     return "\n".join(lines)
 
 
-def _by_domain(found: Rebalancing) -> list[str]:
-    """Speed of steps over contiguous placement, by the domain of the windows."""
-    names = [name for name in found.runs if name != "contiguous"]
-    base = found.runs["contiguous"].windows
-    lines = [f"{'steps in':<12}" + "".join(f"{name:>11}" for name in names)]
-    for domain in dict.fromkeys(found.domains):
-        places = [place for place, name in enumerate(found.domains) if name == domain]
-        total = sum(base[place].step_s for place in places)
-        cells = (
-            total / sum(found.runs[name].windows[place].step_s for place in places)
-            for name in names
-        )
-        lines.append(f"{domain[:11]:<12}" + "".join(f"{cell:>10.2f}×" for cell in cells))
-    return lines
+def _aligned(table: Table) -> list[str]:
+    """Rows of a table, the first column to the left."""
+    rows = (table.columns, *table.rows)
+    first, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
+    return [
+        f"{head:<{first}}"
+        + "".join(f"  {cell:>{w}}" for cell, w in zip(cells, widths, strict=True))
+        for head, *cells in rows
+    ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -66,13 +68,14 @@ def replicas(
 ) -> None:
     """Step time against redundant expert slots, and what dividing tokens unevenly would add.
 
-    With --out, whatif-replicas.json and whatif-replicas-plan.json (the recommended placement) are
-    written there.
+    With --out, report.html, whatif-replicas.json and whatif-replicas-plan.json (the recommended
+    placement) are written there.
     """
     from moesim.offload.inputs import numbers
     from moesim.placement import write_plan
     from moesim.planners.outcome import PlanRequest
     from moesim.planners.replica_sweep import replica_sweep
+    from moesim.reports.replicas_report import write_replicas_page
     from moesim.safe_io import write_json
 
     console = Console(as_json=as_json, quiet=quiet)
@@ -107,7 +110,12 @@ def replicas(
             planner=best.planner,
             trace_sha256=found.work.sha256,
         )
-        files = {"plan": str(plan), "result": str(out / "whatif-replicas.json")}
+        command = shlex.join(["moesim", *sys.argv[1:]])
+        files = {
+            "report": str(write_replicas_page(found, out / "report.html", command)),
+            "plan": str(plan),
+            "result": str(out / "whatif-replicas.json"),
+        }
     data = _to_json(found, files)
     if out is not None:
         write_json(out / "whatif-replicas.json", data)

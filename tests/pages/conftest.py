@@ -22,8 +22,13 @@ COMMANDS = {
         *("--concurrency", "16", "--isl", "256", "--osl", "32"),
     ],
     "cache": ["whatif", "cache"],
+    "rebalancing": ["simulate", "rebalancing", "--redundant", "16", "--policies", "frozen,oracle"],
+    "replicas": ["whatif", "replicas", "--planner", "lpt", "--redundant", "0,16"],
     "papers": ["validate", "papers", "--only", "transforms"],
 }
+
+ONE_FILE = {"rebalancing"}
+"""Studies whose ``--out`` is their result alone."""
 
 
 @pytest.fixture(scope="session")
@@ -32,7 +37,9 @@ def pages(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pages")
     found = {}
     for name, command in COMMANDS.items():
-        assert run(app, [*command, "--out", str(folder / name), "--quiet"]) in (0, 6)
+        page = folder / name / "report.html"
+        where = ("--html", str(page)) if name in ONE_FILE else ("--out", str(page.parent))
+        assert run(app, [*command, *where, "--quiet"]) in (0, 6)
         found[name] = next((folder / name).glob("*.html"))
     return found
 

@@ -109,6 +109,30 @@ def test_the_budget_moves(opened):
     assert "tokens/s" in cell.inner_text()
 
 
+def test_windows_can_be_walked(opened):
+    page = opened("rebalancing")
+    one = page.locator("[data-explore=lines]")
+    caption = one.locator("caption")
+    assert "window 1" in caption.inner_text()
+    one.locator("input[type=range]").focus()
+    page.keyboard.press("ArrowRight")
+    assert "frozen moves" in caption.inner_text()
+    page.keyboard.press("ArrowRight")
+    assert "nobody plans again" in caption.inner_text()
+    assert one.locator("tbody tr, tr").count() == 3
+
+
+def test_slots_for_copies_can_be_moved(opened):
+    page = opened("replicas")
+    one = page.locator("[data-explore=lines]")
+    one.locator("input[type=range]").focus()
+    page.keyboard.press("Home")
+    none = float(one.locator("td").first.inner_text().split()[0])
+    page.keyboard.press("End")
+    assert float(one.locator("td").first.inner_text().split()[0]) < none
+    assert "more on all devices" in one.locator("caption").inner_text()
+
+
 def test_every_prediction_is_a_point(opened):
     page = opened("papers")
     one = page.locator("[data-explore=points]")

@@ -106,6 +106,14 @@ def test_pauses_and_moves_are_charged(drifting):
     assert max(window.moves for window in few["periodic"].windows) <= 2
 
 
+def test_rates_count_pauses(drifting):
+    found = simulate_rebalancing(drifting, replace(DRIFT, pause_s=3.0), ["periodic"])
+    for name, policy in found.runs.items():
+        tokens = found.step_tokens * found.drift.steps * len(policy.windows)
+        seconds = sum(found.drift.steps * one.step_s + one.pause_s for one in policy.windows)
+        assert found.tokens_per_s(name) == pytest.approx(tokens / seconds)
+
+
 def test_bad_requests(drifting):
     with pytest.raises(UsageError, match="unknown policy"):
         simulate_rebalancing(drifting, DRIFT, ["sometimes"])
