@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -73,17 +73,16 @@ def sweep(
         data = head | {"ok": True, "dry_run": True, "finished": finished, "points": []}
         console.result(data, f"{len(keys)} points of {asked.verb}, {finished} finished")
         return
-    store = Store(file)
     run = SweptVerb(asked.verb, full=full)
-    try:
-        _compute(console, run, asked, keys, store, executor, jobs, address, max_memory)
-    finally:
-        points = collect(asked, keys, store)
-        store.close()
-        failed = sum(not point["ok"] for point in points)
-        whole = len(points) == len(keys)
-        data = head | {"ok": whole and not failed, "failed": failed, "points": points}
-        files = _write(out, data, write_csv)
+    with closing(Store(file)) as store:
+        try:
+            _compute(console, run, asked, keys, store, executor, jobs, address, max_memory)
+        finally:
+            points = collect(asked, keys, store)
+            failed = sum(not point["ok"] for point in points)
+            whole = len(points) == len(keys)
+            data = head | {"ok": whole and not failed, "failed": failed, "points": points}
+            files = _write(out, data, write_csv)
     console.result(data, _text(data, files))
     if failed:
         console.say(f"{failed} of {len(keys)} points failed; the tables name their errors")
@@ -95,9 +94,8 @@ def _finished(file: Path, keys: list[str]) -> int:
 
     if not file.exists():
         return 0
-    store = Store(file)
-    have = store.keys()
-    store.close()
+    with closing(Store(file)) as store:
+        have = store.keys()
     return sum(key in have for key in keys)
 
 

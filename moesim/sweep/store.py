@@ -34,15 +34,22 @@ class Store:
         with self._refusing():
             path.parent.mkdir(parents=True, exist_ok=True)
             self._data = sqlite3.connect(path, timeout=WAIT_S)
-            self._data.execute("PRAGMA journal_mode=WAL")
-            # A batch is on its way to the disk before the next begins; a power cut may lose the
-            # last ones, which are then computed again, but never half of one.
-            self._data.execute("PRAGMA synchronous=NORMAL")
-            self._data.execute(
-                "CREATE TABLE IF NOT EXISTS points (key TEXT PRIMARY KEY, result TEXT NOT NULL)"
-                " WITHOUT ROWID"
-            )
-            self._data.commit()
+            try:
+                self._prepare()
+            except BaseException:
+                self._data.close()
+                raise
+
+    def _prepare(self) -> None:
+        self._data.execute("PRAGMA journal_mode=WAL")
+        # A batch is on its way to the disk before the next begins; a power cut may lose the last
+        # ones, which are then computed again, but never half of one.
+        self._data.execute("PRAGMA synchronous=NORMAL")
+        self._data.execute(
+            "CREATE TABLE IF NOT EXISTS points (key TEXT PRIMARY KEY, result TEXT NOT NULL)"
+            " WITHOUT ROWID"
+        )
+        self._data.commit()
 
     def put(self, results: Iterable[tuple[str, str]]) -> None:
         """Keep results, all or none; one that is there already stays."""

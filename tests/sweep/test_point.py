@@ -30,7 +30,7 @@ GRIDS = {
 @pytest.mark.parametrize("verb", GRIDS)
 def test_values_parsed_once_mean_what_they_mean_on_a_command_line(verb):
     _calls.cache_clear()
-    calls, grid = _calls(verb), GRIDS[verb]
+    calls, grid = _calls(verb, frozenset(GRIDS[verb])), GRIDS[verb]
     points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     for point in [*points, *reversed(points)]:
         words = _words(calls._parameters, point)
