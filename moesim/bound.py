@@ -9,27 +9,39 @@ tight: a placement may be optimal and still show a gap.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
 
-import networkx as nx
 import numpy as np
 
-from moesim.cluster import Cluster
+from moesim.chain_bound import chain_lower_bound_s
 from moesim.compiled import compiled
 from moesim.link_cost import Direction
+from moesim.link_cuts import device_cuts, node_cuts
+from moesim.placement import Placement
 from moesim.step import StepEvaluator
-from moesim.topology import Link
 from moesim.workload import Batches
 
 __all__ = ["step_lower_bound"]
 
+TIGHTEN_S = 30.0
+"""Of eigenvalues by default; what a plan is given as its time limit."""
 
-def step_lower_bound(evaluator: StepEvaluator, slots: int) -> float:
+
+def step_lower_bound(
+    evaluator: StepEvaluator,
+    slots: int,
+    *,
+    tighten_s: float = TIGHTEN_S,
+    known: Placement | None = None,
+) -> float:
     """Seconds per step that no placement with equal slots per device can beat.
 
     Args:
         evaluator: Batches, sizes, cluster and cost that placements are priced with.
         slots: S, physical slots per layer.
+        tighten_s: Seconds, roughly, for the part that takes long: where tokens travel from expert
+            to expert, the eigenvalues of the flow between layers.
+        known: A good placement; where tokens travel from expert to expert, the bound comes near
+            faster if it knows what it can never go below. It is valid with any.
     """
     batches, cluster = evaluator.batches, evaluator.cluster
     counts = _counts_by_home(batches)  # [W, L, G, E]
@@ -43,7 +55,7 @@ def step_lower_bound(evaluator: StepEvaluator, slots: int) -> float:
     )
     links = evaluator.link_cost
     if evaluator.comm == "chain":
-        moving_s = _chain_s(evaluator, links.dispatch, per_device)
+        moving_s = chain_lower_bound_s(evaluator, slots, tighten_s=tighten_s, known=known)
     else:
         vectors = _leaving(evaluator, counts, per_device)
         moving_s = _home_rank_s(vectors, links.dispatch) + _home_rank_s(vectors, links.combine)
@@ -87,7 +99,7 @@ def _hottest_s(evaluator: StepEvaluator, total: np.ndarray, slots: int) -> np.nd
 
 def _home_rank_s(vectors: tuple[np.ndarray, np.ndarray], way: Direction) -> float:
     """Σ seconds of one direction over batches and layers, from what :func:`_leaving` counts."""
-    cuts = _device_cuts(way.cluster, way.links), _node_cuts(way.cluster, way.links)
+    cuts = device_cuts(way.cluster, way.links), node_cuts(way.cluster, way.links)
     busiest = np.zeros(vectors[0].shape[:2])  # vectors over the cut's bytes/s, the largest of all
     for least, cut in zip(vectors, cuts, strict=True):
         if np.isfinite(cut).all():
@@ -182,76 +194,3 @@ def _pairs(routing: np.ndarray, experts: int) -> np.ndarray:
                 pairs[one, two] += 1
                 pairs[two, one] += 1
     return pairs
-
-
-def _chain_s(evaluator: StepEvaluator, way: Direction, per_device: int) -> float:
-    """Σ seconds of the transitions over batches and layer pairs.
-
-    The tokens of one expert that stay on its device (node) go to at most as many experts of the
-    next layer as it has slots.
-    """
-    batches, cluster = evaluator.batches, way.cluster
-    if batches.valid_k is not None or per_device * cluster.devices > batches.experts:
-        # The tokens of a copied expert split over devices, and short rows change the shares.
-        return 0.0
-    device_cut, node_cut = (
-        _device_cuts(cluster, way.links).sum(),
-        _node_cuts(cluster, way.links).sum(),
-    )
-    largest_node = per_device * int(np.bincount(cluster.domain_of_device).max())
-    seconds = 0.0
-    for batch in range(batches.count):
-        for layer in range(batches.layers - 1):
-            pairs = _transitions(
-                batches.routing[batch, layer], batches.routing[batch, layer + 1], batches.experts
-            )
-            ranked = np.sort(pairs, axis=1)[:, ::-1] / batches.top_k
-            off_device = ranked[:, per_device:].sum() / device_cut
-            off_node = ranked[:, largest_node:].sum() / node_cut
-            busiest_s = max(off_device, off_node) * way.vector_bytes
-            seconds += float(way.seconds(np.array(busiest_s)))
-    return float(seconds)
-
-
-def _transitions(source: np.ndarray, target: np.ndarray, experts: int) -> np.ndarray:
-    pairs = source[:, :, None].astype(np.int64) * experts + target[:, None, :]
-    return np.bincount(pairs.ravel(), minlength=experts**2).reshape(experts, experts)
-
-
-def _device_cuts(cluster: Cluster, links: Sequence[Link]) -> np.ndarray:
-    """[G] bytes/s that can leave (or enter, if more) each device over its own links."""
-    capacity = np.zeros((2, cluster.devices))
-    position = {name: index for index, name in enumerate(cluster.device_names)}
-    for link in links:
-        for direction, end in enumerate((link.source, link.target)):
-            if end in position:
-                capacity[direction, position[end]] += link.bandwidth_bytes_per_s
-    cuts = capacity.max(axis=0)
-    cuts[cuts == 0] = np.inf  # a device alone
-    return cuts
-
-
-def _node_cuts(cluster: Cluster, links: Sequence[Link]) -> np.ndarray:
-    """[nodes] bytes/s that can leave (or enter, if more) each node: a minimum cut."""
-    node_of = cluster.domain_of_device
-    nodes = int(node_of.max()) + 1
-    if nodes == 1:
-        return np.array([np.inf])
-    return np.array([_minimum_cut(cluster, links, node_of == node) for node in range(nodes)])
-
-
-def _minimum_cut(cluster: Cluster, links: Sequence[Link], inside: np.ndarray) -> float:
-    forward: nx.DiGraph[str] = nx.DiGraph()
-    backward: nx.DiGraph[str] = nx.DiGraph()
-    for link in links:
-        ends = (link.source, link.target)
-        for graph, (source, target) in ((forward, ends), (backward, ends[::-1])):
-            known = graph.get_edge_data(source, target, {"capacity": 0.0})["capacity"]
-            graph.add_edge(source, target, capacity=known + link.bandwidth_bytes_per_s)
-    flows = []
-    for graph in (forward, backward):
-        # Edges without a capacity are unbounded.
-        for name, is_inside in zip(cluster.device_names, inside, strict=True):
-            graph.add_edge(*(("source", name) if is_inside else (name, "sink")))
-        flows.append(float(nx.maximum_flow_value(graph, "source", "sink")))
-    return max(flows)

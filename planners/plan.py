@@ -104,7 +104,12 @@ def make_plan(request: PlanRequest, say: Callable[[str], object] = lambda _: Non
         scores, chosen = _with_current(request, request.warm_start, problem, work, scores, chosen)
     say("bounding the step time from below")
     placement = scores[chosen].placement
-    bound_s = step_lower_bound(work.planning, placement.slots)
+    bound_s = step_lower_bound(
+        work.planning,
+        placement.slots,
+        tighten_s=request.time_limit_s,
+        known=None if (placement.physical_to_logical < 0).any() else placement,
+    )
     step_s = scores[chosen].cost.step_s
     return PlanOutcome(
         model=model,

@@ -102,9 +102,11 @@ def bound(outcome: PlanOutcome) -> str:
             f"Proven optimal: no placement with these slots takes less than {limit} per step, "
             f"and {name} takes just that."
         )
+    parts = " It adds the least that experts and travel between layers take, each by itself."
     return clean(
         f"No placement with these slots takes less than {limit} per step. {name} is "
         f"{excess(best.gap)} above that bound; whether the bound can be reached is open."
+        f"{parts if outcome.comm == 'chain' else ''}"
     )
 
 

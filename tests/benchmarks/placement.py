@@ -88,7 +88,7 @@ def main():
     parser.add_argument("--seeds", type=int, default=1, help="instances of each")
     parser.add_argument("--time-limit", type=float, default=30.0)
     parser.add_argument("--planners", default="contiguous,lpt-swap,moetuner,joint")
-    parser.add_argument("--bound-steps", type=int, default=10)
+    parser.add_argument("--bound-steps", type=int, default=40)
     options = parser.parse_args()
     for name, allowed in (("shapes", SHAPES), ("kinds", KINDS)):
         for word in getattr(options, name).split(","):

@@ -1,13 +1,19 @@
 """Bounds on the flow that placements keep: never below the best one, and near it."""
 
 from itertools import combinations
+from math import comb
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moesim.kept_flow import kept_at_most, kept_by_entries, travel_at_least
+from moesim.kept_flow import (
+    kept_at_most,
+    kept_at_most_fast,
+    kept_by_entries,
+    travel_at_least,
+)
 from tests.planners.problems import set_partitions
 
 
@@ -57,6 +63,48 @@ def test_no_partition_keeps_more(seed, shape, iterations, informed):
     assert kept_by_entries(flow, parts) >= best * (1 - 1e-12)
 
 
+def best_kept_by_halves(flow):
+    """The most flow that equal halves keep: every half of the rows, its best half of columns."""
+    experts = len(flow)
+    rows = np.zeros((comb(experts, experts // 2), experts))
+    for row, taken in zip(rows, combinations(range(experts), experts // 2), strict=True):
+        row[list(taken)] = 1
+    ours, theirs = rows @ flow, (1 - rows) @ flow
+    gain = np.sort(ours - theirs, axis=1)[:, experts // 2 :].sum(axis=1)
+    return float((theirs.sum(axis=1) + gain).max())
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0, 1, 12, 40]), st.booleans())
+def test_followed_eigenvectors_bound_the_best_halves(seed, iterations, informed):
+    flow = random_flow(np.random.default_rng(seed), 16)
+    best = best_kept_by_halves(flow)
+    aim = best if informed else None
+    assert kept_at_most_fast(flow, 2, iterations=iterations, aim=aim) >= best * (1 - 1e-12)
+
+
+@pytest.mark.parametrize(("experts", "parts"), [(48, 2), (64, 4), (96, 8)])
+def test_followed_eigenvectors_come_as_near_as_exact_ones(experts, parts):
+    rng = np.random.default_rng(experts)
+    for _ in range(4):
+        flow = random_flow(rng, experts)
+        exact = kept_at_most(flow, parts, iterations=40)
+        followed = kept_at_most_fast(flow, parts, iterations=40)
+        assert followed < exact * 1.02
+        assert followed <= kept_at_most(flow, parts, iterations=0)
+
+
+def test_a_hidden_placement_is_kept_by_every_bound():
+    rng = np.random.default_rng(1)
+    for parts in (2, 4, 8):
+        here, there = (rng.permutation(np.repeat(np.arange(parts), 64 // parts)) for _ in range(2))
+        same = here[:, None] == there
+        flow = rng.gamma(0.5, 1.0, (64, 64)) * np.where(same, 20.0, 1.0)
+        kept = flow[same].sum()
+        bound = kept_at_most_fast(flow, parts, aim=kept)
+        assert kept * (1 - 1e-12) <= bound <= kept * 1.02
+
+
 def test_steps_close_most_of_the_gap():
     rng = np.random.default_rng(5)
     plain, stepped = [], []
@@ -67,6 +115,11 @@ def test_steps_close_most_of_the_gap():
         stepped.append(kept_at_most(flow, 2, iterations=60, aim=best) / best - 1)
     assert (np.array(stepped) <= np.array(plain) + 1e-12).all()
     assert np.mean(stepped) < 0.5 * np.mean(plain)
+
+
+def test_halves_by_two_ways():
+    flow = random_flow(np.random.default_rng(2), 8)
+    assert best_kept_by_halves(flow) == pytest.approx(best_kept(flow, 2))
 
 
 def test_hand_worked():

@@ -109,6 +109,8 @@ def test_bound_is_called_proven_only_if_it_is(small):
     proven = build_report(replace(small, bound=Bound(best, 0.0, True)))
     assert proven.bound.startswith("Proven optimal")
     assert proven.facts[-1].value == "0.0 %"
+    assert "each by itself" not in build_report(small).bound
+    assert "each by itself" in build_report(replace(small, comm="chain")).bound
     none = build_report(replace(small, bound=Bound(0.0, float("inf"), False)))
     assert "No useful lower bound" in none.bound
     assert none.facts[-1].value == "–"
