@@ -98,14 +98,14 @@ class CalibratedCost:
     def seconds(self, slot_tokens: np.ndarray) -> np.ndarray:
         """The total of :meth:`time` alone, ``[...]`` for ``[..., s]`` tokens."""
         tokens = np.asarray(slot_tokens, float)
-        shapes = self._shapes(tokens.reshape(-1, tokens.shape[-1]))
+        shapes = self.shapes(tokens.reshape(-1, tokens.shape[-1]))
         return moe_time_s(shapes, self.device, self.fit.coefficients).reshape(tokens.shape[:-1])
 
     def time(self, slot_tokens: np.ndarray) -> ExpertTime:
         """See :meth:`moesim.cost.ExpertCost.time`."""
         tokens = np.asarray(slot_tokens, float)
         flat = tokens.reshape(-1, tokens.shape[-1])
-        shapes = self._shapes(flat)
+        shapes = self.shapes(flat)
         total_s = moe_time_s(shapes, self.device, self.fit.coefficients)
         memory_s = moe_time_s(shapes, self._without_arithmetic(), self.fit.coefficients)
         compute_s = self._arithmetic_s(shapes.copies)
@@ -145,7 +145,7 @@ class CalibratedCost:
         """
         of = self.fit.coefficients
         tokens = np.asarray(expert_tokens, float)
-        all_on_one = self._shapes(tokens.reshape(-1, tokens.shape[-1]))
+        all_on_one = self.shapes(tokens.reshape(-1, tokens.shape[-1]))
         seconds = overhead_s(all_on_one, self.device, of) + (devices - 1) * of.launch_s
         memory_s = weight_bytes(self.fit.kernel, self.fit.dtype) / (
             self.device.memory_bytes_per_s
@@ -153,13 +153,13 @@ class CalibratedCost:
             * max(1, of.small_bandwidth, of.large_bandwidth)
         )
         row_s = self._row_s()
-        for columns, depth in self._gemms():
+        for columns, depth in self.gemms():
             streamed_s = all_on_one.active * (columns * depth * memory_s)
             computed_s = all_on_one.copies * (columns * depth * row_s)
             seconds = seconds + np.maximum(streamed_s, computed_s)
         return (seconds / speed).reshape(tokens.shape[:-1])
 
-    def _gemms(self) -> tuple[tuple[int, int], tuple[int, int]]:
+    def gemms(self) -> tuple[tuple[int, int], tuple[int, int]]:
         """Columns and shared dimension of both products."""
         return (
             (self.input_matrices * self.width, self.hidden),
@@ -175,7 +175,7 @@ class CalibratedCost:
 
     def _arithmetic_s(self, copies: np.ndarray) -> np.ndarray:
         """Seconds of the arithmetic alone at the kernel's best tile, nothing padded."""
-        return copies * self._row_s() * sum(columns * depth for columns, depth in self._gemms())
+        return copies * self._row_s() * sum(columns * depth for columns, depth in self.gemms())
 
     def _without_arithmetic(self) -> MoeDevice:
         """The device with arithmetic that takes no time."""
@@ -187,7 +187,7 @@ class CalibratedCost:
             device.cache_bytes,
         )
 
-    def _shapes(self, slot_tokens: np.ndarray) -> MoeShapes:
+    def shapes(self, slot_tokens: np.ndarray) -> MoeShapes:
         """Layers of ``[rows, s]`` tokens per slot."""
         rows, slots = slot_tokens.shape
         copies = slot_tokens.sum(axis=1)

@@ -28,7 +28,8 @@ class ExpertTime:
         compute_s: [...] arithmetic.
         total_s: [...] both, as far as they overlap.
         least_s: [...] what the interval counts from: the total, but the data sheet's roofline
-            where the total is at the rates that a profile says kernels reach.
+            where the total is at the rates that a profile says kernels reach, and the products
+            where those alone were measured.
     """
 
     memory_s: np.ndarray

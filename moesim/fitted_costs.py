@@ -18,9 +18,12 @@ from moesim.calibrated_cost import CalibratedCost
 from moesim.cluster import Cluster
 from moesim.communication import CommForm
 from moesim.cost import ExpertCost, ReachedCost, RooflineCost
+from moesim.cost_model import CostModel
 from moesim.errors import InputError
 from moesim.hardware import Device
 from moesim.link_cost import Direction, LinkCost, reached_links, roofline_links
+from moesim.measured_cost import MeasuredCost
+from moesim.measured_kernels import MeasuredKernels
 from moesim.model import ModelSpec
 from moesim.operators.collectives import ring_steps
 from moesim.operators.comm_fits import DEFAULT_SMS
@@ -37,15 +40,14 @@ from moesim.workload import Phase
 
 __all__ = [
     "ENGINES",
-    "CostModel",
     "Engine",
     "expert_cost",
     "expert_format",
     "link_cost",
     "takes_fitted_kernels",
+    "with_measured",
 ]
 
-CostModel = Literal["fitted", "roofline"]
 Engine = Literal["sglang", "trtllm", "vllm"]
 ENGINES: tuple[Engine, ...] = ("sglang", "trtllm", "vllm")
 
@@ -78,15 +80,24 @@ def expert_cost(model: ModelSpec, cluster: Cluster, cost: CostModel, engine: Eng
     device = cluster.device
     if cost == "roofline":
         return RooflineCost.of(model, device)
+    if isinstance(cost, MeasuredKernels):
+        cost.check(device)
     fit = None
     if takes_fitted_kernels(device) and not model.stores_experts_otherwise:
         with suppress(InputError):
             fit = moe_fit_for(device, expert_format(model, device), engine=engine)
     if fit is not None:
-        return CalibratedCost.of(model, device, fit, devices=1)
+        shipped = CalibratedCost.of(model, device, fit, devices=1)
+        return with_measured(shipped, cost)
     if device.reached is not None:
         return ReachedCost.of(model, device, device.reached)
     return RooflineCost.of(model, device)
+
+
+def with_measured(shipped: CalibratedCost, cost: CostModel) -> CalibratedCost | MeasuredCost:
+    """Experts by the kernels of one's own file, where it has such."""
+    found = cost.cost(shipped) if isinstance(cost, MeasuredKernels) else None
+    return shipped if found is None else found
 
 
 def link_cost(

@@ -10,7 +10,8 @@ import numpy as np
 
 from moesim.cluster import Cluster
 from moesim.communication import CommForm
-from moesim.fitted_costs import CostModel, Engine
+from moesim.cost_model import CostModel
+from moesim.fitted_costs import Engine
 from moesim.model import ModelSpec
 from moesim.placement import Placement
 from moesim.planners.migration import Migration, break_even_steps

@@ -9,6 +9,7 @@ import moesim
 from moesim.bound import step_lower_bound
 from moesim.cluster import Cluster
 from moesim.errors import InfeasibleError, InputError, UsageError
+from moesim.measured_kernels import MeasuredKernels
 from moesim.memory import check_memory
 from moesim.model import ModelSpec
 from moesim.placement import Placement, read_plan
@@ -128,7 +129,7 @@ def make_plan(request: PlanRequest, say: Callable[[str], object] = lambda _: Non
         tokens_per_device=work.planning.batches.tokens_per_device,
         redundant=request.redundant,
         seed=request.seed,
-        cost=request.cost,
+        cost=str(request.cost),
         engine=request.engine,
         kernels=_kernels(work.planning),
         scores=scores,
@@ -284,6 +285,7 @@ def _inputs(request: PlanRequest, work: PlanWorkload) -> dict[str, str]:
         ("warm start", request.warm_start),
         ("model", request.model),
         ("cluster", request.cluster),
+        ("cost", request.cost.path if isinstance(request.cost, MeasuredKernels) else None),
     )
     for name, value in named:
         if value and Path(value).is_file():

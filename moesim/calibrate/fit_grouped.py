@@ -1,8 +1,7 @@
 """Fitting and scoring what ``moesim kernels bench`` measured, on a GPU or on a CPU.
 
-Every kernel (with its operation and number type) has coefficients of its own. Held
-out is a whole case: shape and load together, all kernels at once, so that a prediction is for a
-load that the fit has not seen.
+Every kernel (with its operation and number type) has coefficients of its own. Errors are reported
+on held-out cases, shape and load together, all kernels at once.
 """
 
 from __future__ import annotations
@@ -18,22 +17,22 @@ from moesim.calibrate.metrics import Score, score
 from moesim.calibrate.robust_fit import coefficients_of, fit_log
 from moesim.errors import InputError
 from moesim.kernels.bench_cases import ELEMENT_BYTES
-from moesim.kernels.bench_file import read_bench
 from moesim.operators.grouped_gemm import (
     GroupedCoefficients,
-    GroupedFit,
-    GroupedFits,
     GroupedWork,
     grouped_s,
+    grouped_work,
 )
 from moesim.safe_io import read_json
 
 __all__ = [
+    "FOLDS",
     "HeldOutKernels",
     "KernelTimes",
-    "fit_file",
+    "check_some",
     "fit_work",
     "held_out_kernels",
+    "held_out_s",
     "is_bench_file",
     "kernel_times",
 ]
@@ -43,7 +42,6 @@ FEWEST_CALLS = 12
 FOLDS = 5
 STEPS = 200
 """Steps of a search at most."""
-INTERVAL = (0.1, 0.9)
 
 TILES = (1, 16, 32, 64, 128)
 """Candidates for the rows of a parallel kernel's tile."""
@@ -66,8 +64,6 @@ BOUNDS: dict[str, tuple[float, float, float]] = {
     "overlap_exponent": (1.5, 1.001, 10.0),
 }
 SERIAL_ON_A_GPU = ("torch-loop",)
-ROW_INTERMEDIATES = 2.0
-"""Times that an element between two products is moved: written, and read again."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +76,7 @@ class KernelTimes:
         dtype: Number type.
         serial: Whether it takes one expert after the other.
         cases: [N] names of the cases.
+        models: [N] whose shapes they are.
         work: [N] what they do.
         time_s: [N] seconds.
         spread: [N] interquartile range over median.
@@ -90,6 +87,7 @@ class KernelTimes:
     dtype: str
     serial: bool
     cases: tuple[str, ...]
+    models: tuple[str, ...]
     work: GroupedWork
     time_s: np.ndarray
     spread: np.ndarray
@@ -108,14 +106,12 @@ class HeldOutKernels:
         cases: Distinct cases.
         all: Over all kernels.
         by_kernel: By kernel, operation and type.
-        intervals: By kernel, 10th and 90th percentile of measured over predicted.
         ape: Of every held-out call.
     """
 
     cases: int
     all: Score
     by_kernel: dict[str, Score]
-    intervals: dict[str, tuple[float, float]]
     ape: np.ndarray
 
 
@@ -148,6 +144,7 @@ def kernel_times(document: dict[str, Any]) -> list[KernelTimes]:
             *key,
             serial=not on_gpu or key[0] in SERIAL_ON_A_GPU,
             cases=tuple(entries),
+            models=tuple(entry["shape"].get("model", "") for entry in entries.values()),
             work=_work([(e, document["loads"][case]) for case, e in entries.items()]),
             time_s=np.array([entry["time_s"] for entry in entries.values()]),
             spread=np.array([e["iqr_s"] / e["time_s"] for e in entries.values()]),
@@ -166,9 +163,7 @@ def _work(calls: Sequence[tuple[dict[str, Any], list[int]]]) -> GroupedWork:
         for name in ("n", "k", "inter")
     )
     element = np.array([ELEMENT_BYTES[entry["dtype"]] for entry, _ in calls])
-    weights = np.where(inter > 0, 3 * k * inter, n * k)
-    between = ROW_INTERMEDIATES * 3 * inter
-    return GroupedWork(rows, weights * element, 2 * weights, element * (k + n + between))
+    return grouped_work(rows, n, k, inter, element)
 
 
 def fit_work(
@@ -214,23 +209,14 @@ def held_out_kernels(times: Sequence[KernelTimes], seed: int = 0) -> HeldOutKern
     Raises:
         InputError: If no kernel has enough cases.
     """
-    _some(times)
+    check_some(times)
     names = sorted({case for kernel in times for case in kernel.cases})
     dealt = np.random.default_rng(seed).permutation(len(names)) % FOLDS
     fold_of = dict(zip(names, dealt.tolist(), strict=True))
-    predicted, by_kernel, intervals = [], {}, {}
+    predicted, by_kernel = [], {}
     for kernel in times:
-        folds = np.array([fold_of[case] for case in kernel.cases])
-        own_s = np.full(len(folds), np.nan)
-        for fold in range(FOLDS):
-            test = folds == fold
-            if test.any() and (~test).sum() >= FEWEST_CALLS // 2:
-                found, _ = fit_work(kernel.work.take(~test), kernel.time_s[~test], kernel.serial)
-                own_s[test] = grouped_s(found, kernel.work.take(test))
+        own_s = held_out_s(kernel, np.array([fold_of[case] for case in kernel.cases]))
         by_kernel[kernel.name] = score(own_s, kernel.time_s)
-        ratio = kernel.time_s / own_s
-        low, high = np.nanquantile(ratio, INTERVAL)
-        intervals[kernel.name] = (float(low), float(high))
         predicted.append(own_s)
     predicted_s = np.concatenate(predicted)
     measured_s = np.concatenate([kernel.time_s for kernel in times])
@@ -239,54 +225,35 @@ def held_out_kernels(times: Sequence[KernelTimes], seed: int = 0) -> HeldOutKern
         len(names),
         score(predicted_s, measured_s),
         by_kernel,
-        intervals,
         np.abs(predicted_s[known] / measured_s[known] - 1),
     )
 
 
-def fit_file(source: str | Path, seed: int = 0) -> tuple[GroupedFits, HeldOutKernels]:
-    """All kernels of a measured file fitted, with intervals from held-out cases.
+def held_out_s(kernel: KernelTimes, folds: np.ndarray) -> np.ndarray:
+    """Seconds of calls by fits to the other folds.
+
+    Args:
+        kernel: Its N calls.
+        folds: [N] which of them are held out together.
+
+    Returns:
+        [N], NaN where the others are too few.
+    """
+    own_s = np.full(len(folds), np.nan)
+    for fold in np.unique(folds):
+        test = folds == fold
+        if (~test).sum() >= FEWEST_CALLS // 2:
+            found, _ = fit_work(kernel.work.take(~test), kernel.time_s[~test], kernel.serial)
+            own_s[test] = grouped_s(found, kernel.work.take(test))
+    return own_s
+
+
+def check_some(times: Sequence[KernelTimes]) -> None:
+    """Whether a kernel has enough calls.
 
     Raises:
-        InputError: If the file is none, or holds too little.
+        InputError: If none has.
     """
-    document = read_bench(source)
-    times = kernel_times(document)
-    try:
-        scores = held_out_kernels(times, seed)
-    except InputError as error:
-        raise error.within(source) from None
-    fits = []
-    for kernel in times:
-        coefficients, at_bound = fit_work(kernel.work, kernel.time_s, kernel.serial)
-        fits.append(
-            GroupedFit(
-                system=document["system"],
-                kernel=kernel.kernel,
-                op=kernel.op,
-                dtype=kernel.dtype,
-                rows=len(kernel.cases),
-                at_bound=at_bound,
-                interval=scores.intervals.get(kernel.name),
-                coefficients=coefficients,
-            )
-        )
-    described, ceilings = document["environment"], document.get("ceilings", {})
-    return GroupedFits(
-        system=document["system"],
-        device=document["device"],
-        processor=described.get("gpu", described["processor"]),
-        clock=described.get("clock", ""),
-        source=str(source),
-        date=document.get("date", ""),
-        versions=described.get("versions", {}),
-        copy_bytes_per_s=ceilings.get("copy_bytes_per_s"),
-        dense_flop_per_s=ceilings.get("dense_flop_per_s"),
-        fits=tuple(fits),
-    ), scores
-
-
-def _some(times: Sequence[KernelTimes]) -> None:
     if not times:
         raise InputError(
             "too few measured calls to fit anything",

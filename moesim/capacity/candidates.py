@@ -23,7 +23,7 @@ from moesim.forward.step_tables import StepTables, build_step_tables
 from moesim.hardware import load_device
 from moesim.model import ModelSpec
 from moesim.serving.cache_sizes import cache_sizes
-from moesim.serving.coefficients import NEUTRAL, shipped_coefficients
+from moesim.serving.coefficients import step_coefficients
 from moesim.serving.deployment import Pool
 from moesim.serving.engines import find_engine
 from moesim.units import format_bytes
@@ -155,9 +155,7 @@ def _candidate(
         kv_tokens,
         groups=layout.dp,
         lanes=layout.pp,
-        coefficients=shipped_coefficients(machine.engine, device)
-        if question.cost == "fitted"
-        else NEUTRAL,
+        coefficients=step_coefficients(question.cost, machine.engine, device),
     )
     return Candidate(question, model, machine, layout, formats, pool)
 

@@ -12,6 +12,7 @@ from moesim.capacity.flags import launch_flags
 from moesim.capacity.frontier import Crossover
 from moesim.capacity.search import Answer
 from moesim.capacity.why import Loser
+from moesim.cost_model import cost_in_words
 from moesim.forward.layout import Layout
 
 __all__ = ["capacity_json"]
@@ -55,6 +56,11 @@ def capacity_json(
         "model": found.model.name,
         "engine": question.engine,
         "objective": question.objective,
+        "cost": str(question.cost) if not found.candidates else cost_in_words(
+            question.cost,
+            found.candidates[0].formats.experts,
+            found.candidates[0].machine.engine,
+        ),
         "load": {
             "concurrency": question.concurrency, "rps": question.rps, "isl": question.isl,
             "osl": question.osl, "lengths": question.lengths,

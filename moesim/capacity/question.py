@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from moesim.cost_model import CostModel
 from moesim.errors import UsageError
-from moesim.fitted_costs import CostModel
 
 __all__ = ["MODES", "OBJECTIVES", "Mode", "Objective", "Question"]
 

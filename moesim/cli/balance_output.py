@@ -30,7 +30,7 @@ def balanced_json(request: BalancedRequest, found: BalancedAnswer) -> dict[str, 
         "layout": asdict(step.layout),
         "routing": found.routing,
         "slowdown": step.balancing.slowdown,
-        "cost": request.cost,
+        "cost": str(request.cost),
         "evidence": found.evidence.value,
         "step_s": step.step_s,
         "lo_s": low,
@@ -109,10 +109,14 @@ def show_balanced(request: BalancedRequest, found: BalancedAnswer) -> None:
     from rich.table import Table
 
     from moesim.cli.words import Words
+    from moesim.cost_model import cost_in_words
     from moesim.reports.text import percent
+    from moesim.training.layer import DTYPE
+    from moesim.training.request import ENGINE
     from moesim.units import format_bytes, format_seconds
 
     console = Console()
+    priced_by = cost_in_words(request.cost, DTYPE, ENGINE)
     words, step = Words(console), found.step
     low, high = step.interval()
     console.print(
@@ -133,7 +137,7 @@ def show_balanced(request: BalancedRequest, found: BalancedAnswer) -> None:
     )
     console.print(
         words.paragraph(
-            f"Cost {request.cost} (evidence {found.evidence}), kernels "
+            f"Cost {priced_by} (evidence {found.evidence}), kernels "
             f"{step.balancing.slowdown:.3g} times slower than alone; routing {found.routing}; "
             f"weights of {step.hot} experts per layer can travel behind attention.",
             "dim",

@@ -24,30 +24,34 @@ def evaluate_bench(source: str | Path, seed: int) -> tuple[dict[str, Any], str]:
     Raises:
         InputError: If the file is none, or holds too little.
     """
-    from moesim.calibrate.fit_grouped import fit_file
+    from moesim.calibrate.fit_grouped import fit_work, held_out_kernels
+    from moesim.calibrate.grouped_file import read_times
 
-    fits, scores = fit_file(source, seed)
+    document, times = read_times(source)
+    scores = held_out_kernels(times, seed)
+    coefficients = {
+        kernel.name: fit_work(kernel.work, kernel.time_s, kernel.serial)[0] for kernel in times
+    }
     result: dict[str, Any] = {
         "schema": EVALUATE_SCHEMA,
         "ok": True,
         "source": str(source),
         "operator": "grouped_gemm",
-        "systems": [fits.system],
+        "systems": [document["system"]],
         "split": "leave-case-out",
         "seed": seed,
         "residual": False,
         "cases": scores.cases,
         **scores.all.to_dict(),
         "by_regime": {name: part.to_dict() for name, part in scores.by_kernel.items()},
-        "coefficients": {
-            "/".join((fit.kernel, fit.op, fit.dtype)): fit.model_dump(mode="json")
-            for fit in fits.fits
-        },
+        "coefficients": {name: c.model_dump(mode="json") for name, c in coefficients.items()},
     }
-    return result, "\n".join(_score_lines(fits, scores))
+    described = document["environment"]
+    machine = described.get("gpu", described["processor"])
+    return result, "\n".join(_score_lines(f"{machine}, clock {described.get('clock', '')}", scores))
 
 
-def fit_bench(source: str | Path, out: Path, seed: int) -> tuple[dict[str, Any], str]:
+def fit_bench(source: str | Path, out: Path) -> tuple[dict[str, Any], str]:
     """Fit every kernel of a benchmark's file and write ``SYSTEM.grouped-gemm.json``.
 
     Returns:
@@ -56,26 +60,29 @@ def fit_bench(source: str | Path, out: Path, seed: int) -> tuple[dict[str, Any],
     Raises:
         InputError: If the file is none, or holds too little.
     """
-    from moesim.calibrate.fit_grouped import fit_file
+    from moesim.calibrate.grouped_file import fit_file
     from moesim.safe_io import write_json
 
-    fits, scores = fit_file(source, seed)
+    fits = fit_file(source)
     file = write_json(out / f"{fits.system}.grouped-gemm.json", fits.to_dict())
     result: dict[str, Any] = {
         "schema": FIT_SCHEMA,
         "ok": True,
         "operator": "grouped_gemm",
         "file": str(file),
-        "rows": scores.all.rows,
+        "rows": sum(fit.rows for fit in fits.fits),
         "fits": len(fits.fits),
         "on_bounds": {f"{f.kernel}/{f.op}": list(f.at_bound) for f in fits.fits if f.at_bound},
     }
-    return result, "\n".join([*_fit_lines(fits), "", f"written: {file}"])
+    lines = [*_fit_lines(fits), "", f"written: {file}"]
+    if fits.device == "cuda":
+        lines.append(f"prices experts in plan, simulate and capacity: --cost {file}")
+    return result, "\n".join(lines)
 
 
-def _score_lines(fits: GroupedFits, scores: HeldOutKernels) -> list[str]:
+def _score_lines(machine: str, scores: HeldOutKernels) -> list[str]:
     lines = [
-        f"{fits.processor}, clock {fits.clock}: {scores.cases} cases, each held out once",
+        f"{machine}: {scores.cases} cases, each held out once",
         f"{'kernel':<44}{'calls':>7}{'median':>9}{'p90':>9}{'MAPE':>9}",
     ]
     for name, part in (("all", scores.all), *scores.by_kernel.items()):

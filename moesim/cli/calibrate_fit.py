@@ -70,7 +70,7 @@ def fit(
         console.result(*calibrate_measure.fit_measurements(source, out, seed))
         return
     if is_bench_file(source):
-        console.result(*calibrate_bench.fit_bench(source, out, seed))
+        console.result(*calibrate_bench.fit_bench(source, out))
         return
     if operator in ("roofline", "power"):
         console.result(*_fit_devices(operator, source, listed(systems), date, out, console))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moesim.cli.choices import CostOption, TransformOption
+from moesim.cli.choices import FITTED, TransformOption, cost_option
 from moesim.cli.console import Console, JsonOption, OutOption, QuietOption, SeedOption
 
 if TYPE_CHECKING:
@@ -107,12 +107,7 @@ def capacity(
             help="balanced, uniform, zipf:S or power-law:A [uniform].", rich_help_panel=_SPACE
         ),
     ] = "uniform",
-    cost: Annotated[
-        CostOption,
-        typer.Option(
-            help="Kernels fitted to measurements, or rooflines alone.", rich_help_panel=_SPACE
-        ),
-    ] = CostOption.FITTED,
+    cost: Annotated[str, cost_option(_SPACE)] = FITTED,
     price: Annotated[
         list[str] | None,
         typer.Option(help="DEVICE=USD per device and hour.", rich_help_panel=_SPACE),
@@ -130,6 +125,7 @@ def capacity(
     from moesim.capacity.question import MODES, Question
     from moesim.capacity.search import answer
     from moesim.capacity.why import runners_up
+    from moesim.cost_model import cost_model
     from moesim.errors import InfeasibleError
 
     console = Console(as_json=as_json, quiet=quiet)
@@ -151,7 +147,7 @@ def capacity(
         kv_dtypes=_names("--kv-dtypes", kv_dtypes),
         redundant=_counts(redundant),
         routing=routing,
-        cost=cost.value,
+        cost=cost_model(cost),
         prices=_prices(price or []),
         transforms=tuple(transform or ()),
         seed=seed,

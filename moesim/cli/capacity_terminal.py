@@ -52,6 +52,7 @@ def show_capacity(data: dict[str, Any], console: Console) -> None:
         console.print(words.paragraph("Why others lost:", _QUIET))
         for loser in data["runners_up"]:
             console.print(words.paragraph(f"{loser['name']}: {loser['reason']}"))
+    console.print(words.paragraph(f"Cost {data['cost']}.", _QUIET))
     searched = data["searched"]
     console.print(
         words.paragraph(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 __all__ = [
+    "FITTED",
     "CommOption",
     "CostOption",
     "DispatchOption",
@@ -16,6 +17,7 @@ __all__ = [
     "PhaseOption",
     "SlotsOption",
     "TransformOption",
+    "cost_option",
 ]
 
 
@@ -38,13 +40,6 @@ class SlotsOption(StrEnum):
 
     EQUAL = "equal"
     FREE_PER_LAYER = "free-per-layer"
-
-
-class CostOption(StrEnum):
-    """What prices rest on."""
-
-    FITTED = "fitted"
-    ROOFLINE = "roofline"
 
 
 class DispatchOption(StrEnum):
@@ -82,3 +77,20 @@ TransformOption = Annotated[
     ),
 ]
 """Pass it on as ``load_model(name, transforms=tuple(transform or ()))``."""
+
+FITTED = "fitted"
+"""What prices rest on unless something else is named."""
+
+
+def cost_option(panel: str | None = None) -> Any:
+    """``--cost``, for verbs that have panels of options; pass it on by ``cost_model(cost)``."""
+    return typer.Option(
+        "--cost",
+        metavar="fitted|roofline|FILE[:KERNEL]",
+        help="Kernels fitted to measurements, rooflines alone, or experts by kernels measured on "
+        "your GPU (a file of moesim calibrate fit).",
+        rich_help_panel=panel,
+    )
+
+
+CostOption = Annotated[str, cost_option()]

@@ -13,6 +13,7 @@ import typer
 
 from moesim.cli import plan_validate
 from moesim.cli.choices import (
+    FITTED,
     CommOption,
     CostOption,
     EngineOption,
@@ -28,7 +29,6 @@ from moesim.cli.plan_options import (
     LoadOption,
     ModelOption,
     PlanCommOption,
-    PlanCostOption,
     PlanEngineOption,
     PlanPhaseOption,
     TokensPerDeviceOption,
@@ -70,7 +70,7 @@ def plan(
     comm: PlanCommOption = CommOption.HOME_RANK,
     phase: PlanPhaseOption = PhaseOption.PREFILL,
     tokens_per_device: TokensPerDeviceOption = None,
-    cost: PlanCostOption = CostOption.FITTED,
+    cost: CostOption = FITTED,
     kernels_of: PlanEngineOption = EngineOption.SGLANG,
     time_limit: Annotated[float, typer.Option(help="Seconds for all planners together.")] = 30.0,
     holdout: HoldoutOption = 0.25,
@@ -111,6 +111,7 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Plan where every expert goes, price it, and write files that engines load."""
+    from moesim.cost_model import cost_model
     from moesim.planners.outcome import PlanRequest
     from moesim.planners.plan import make_plan
 
@@ -139,7 +140,7 @@ def plan(
         time_limit_s=positive_seconds(time_limit, "--time-limit"),
         holdout=holdout,
         seed=seed,
-        cost=cost.value,
+        cost=cost_model(cost),
         engine=kernels_of.value,
         warm_start=warm_start,
         max_moves=max_moves,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from moesim.cli.choices import CommOption, CostOption, EngineOption, PhaseOption
+from moesim.cli.choices import CommOption, EngineOption, PhaseOption
 from moesim.errors import UsageError
 
 __all__ = [
@@ -17,7 +17,6 @@ __all__ = [
     "LoadOption",
     "ModelOption",
     "PlanCommOption",
-    "PlanCostOption",
     "PlanEngineOption",
     "PlanPhaseOption",
     "TokensPerDeviceOption",
@@ -47,9 +46,6 @@ DistinctCopiesOption = Annotated[
 ]
 PlanCommOption = Annotated[CommOption, typer.Option(help="How tokens travel.")]
 PlanPhaseOption = Annotated[PhaseOption, typer.Option(help="Kind of step.")]
-PlanCostOption = Annotated[
-    CostOption, typer.Option(help="Kernels fitted to measurements, or rooflines.")
-]
 PlanEngineOption = Annotated[EngineOption, typer.Option("--engine", help="Whose kernels.")]
 TokensPerDeviceOption = Annotated[
     int | None, typer.Option(help="Tokens of a step per device [4096 prefill, 128 decode].")

@@ -8,7 +8,9 @@ from rich import box
 from rich.table import Table
 
 from moesim.cli.words import Words
+from moesim.cost_model import cost_in_words
 from moesim.reports.text import percent
+from moesim.serving.engines import find_engine
 from moesim.units import format_seconds
 
 if TYPE_CHECKING:
@@ -32,11 +34,13 @@ def show_serving(request: ServingRequest, found: Serving, console: Console) -> N
     """
     words = Words(console)
     metrics, pool = found.metrics, found.deployment.pool
+    kernels = find_engine(request.engine).kernels
+    priced_by = cost_in_words(request.cost, found.formats.experts, kernels)
     console.print(words.paragraph(_headline(found), "bold"))
     console.print(words.paragraph(f"{_place(request, found)}; {_load(request, found)}."))
     console.print(
         words.paragraph(
-            f"Cost {request.cost} (evidence {found.evidence}), engine {request.engine}, step times "
+            f"Cost {priced_by} (evidence {found.evidence}), engine {request.engine}, step times "
             f"{found.coefficients}; projections {found.formats.gemm}, experts "
             f"{found.formats.experts}, cache {found.formats.kv}; routing {request.routing}, "
             f"overlap {request.overlap}." + _drafts(request),

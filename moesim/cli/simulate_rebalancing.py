@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moesim.cli.choices import CommOption, CostOption, EngineOption, PhaseOption, TransformOption
+from moesim.cli.choices import (
+    FITTED,
+    CommOption,
+    CostOption,
+    EngineOption,
+    PhaseOption,
+    TransformOption,
+)
 from moesim.cli.console import (
     Console,
     JsonOption,
@@ -24,7 +31,6 @@ from moesim.cli.plan_options import (
     DistinctCopiesOption,
     ModelOption,
     PlanCommOption,
-    PlanCostOption,
     PlanEngineOption,
     PlanPhaseOption,
     TokensPerDeviceOption,
@@ -69,7 +75,7 @@ def rebalancing(
     comm: PlanCommOption = CommOption.HOME_RANK,
     phase: PlanPhaseOption = PhaseOption.DECODE,
     tokens_per_device: TokensPerDeviceOption = None,
-    cost: PlanCostOption = CostOption.FITTED,
+    cost: CostOption = FITTED,
     kernels_of: PlanEngineOption = EngineOption.SGLANG,
     time_limit: Annotated[float, typer.Option(help="Seconds for a planner, each time.")] = 5.0,
     html: Annotated[
@@ -85,6 +91,7 @@ def rebalancing(
     Plans are made from past windows only; oracle alone knows the window it plans for, and moves
     for free. Without a trace the bundled sample is walked: seven kinds of text, one after another.
     """
+    from moesim.cost_model import cost_model
     from moesim.planners.outcome import PlanRequest
     from moesim.planners.rebalancing import POLICIES, Drift, simulate_rebalancing
 
@@ -105,7 +112,7 @@ def rebalancing(
         time_limit_s=positive_seconds(time_limit, "--time-limit"),
         holdout=0.0,
         seed=seed,
-        cost=cost.value,
+        cost=cost_model(cost),
         engine=kernels_of.value,
     )
     with console.progress("walking the trace") as say:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moesim.cli.choices import CostOption, DispatchOption, OverlapOption, TransformOption
+from moesim.cli.choices import FITTED, DispatchOption, OverlapOption, TransformOption, cost_option
 from moesim.cli.console import Console, JsonOption, QuietOption, ResultOutOption, SeedOption
 
 if TYPE_CHECKING:
@@ -218,12 +218,7 @@ def serving(
             rich_help_panel=_ENGINE,
         ),
     ] = OverlapOption.NONE,
-    cost: Annotated[
-        CostOption,
-        typer.Option(
-            help="Kernels fitted to measurements, or rooflines alone.", rich_help_panel=_ENGINE
-        ),
-    ] = CostOption.FITTED,
+    cost: Annotated[str, cost_option(_ENGINE)] = FITTED,
     gemm_dtype: Annotated[
         str | None,
         typer.Option(
@@ -251,6 +246,7 @@ def serving(
     as_json: JsonOption = False,
 ) -> None:
     """Simulate serving: latencies and throughput of requests on replicas of an engine."""
+    from moesim.cost_model import cost_model
     from moesim.errors import UsageError
     from moesim.serving.metrics import Targets
     from moesim.serving.request import LoadRequest, PoolRequest, ServingRequest
@@ -312,7 +308,7 @@ def serving(
         draft_tokens=draft_tokens,
         overlap=overlap.value,
         acceptance=acceptance,
-        cost=cost.value,
+        cost=cost_model(cost),
         gemm_dtype=gemm_dtype,
         expert_dtype=expert_dtype,
         kv_dtype=kv_dtype,
@@ -355,7 +351,7 @@ def _to_json(request: ServingRequest, found: Serving) -> dict[str, Any]:
         "prefill_layout": asdict(found.prefill_layout) if found.prefill_layout else None,
         "engine": request.engine,
         "policy": policy,
-        "cost": request.cost,
+        "cost": str(request.cost),
         "formats": asdict(found.formats),
         "routing": request.routing,
         "evidence": found.evidence.value,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moesim.cli.choices import (
+    FITTED,
     CostOption,
     DispatchOption,
     EngineOption,
@@ -52,9 +53,7 @@ def step(
         int, typer.Option(help="Expert slots beyond one per expert, over all devices.")
     ] = 0,
     engine: Annotated[EngineOption, typer.Option(help="Whose kernels run.")] = EngineOption.SGLANG,
-    cost: Annotated[
-        CostOption, typer.Option(help="Kernels fitted to measurements, or rooflines alone.")
-    ] = CostOption.FITTED,
+    cost: CostOption = FITTED,
     gemm_dtype: Annotated[
         str | None, typer.Option(help="Of projections and dense layers [the model's own].")
     ] = None,
@@ -85,6 +84,7 @@ def step(
     as_json: JsonOption = False,
 ) -> None:
     """Simulate one forward step of a whole model, kernel by kernel, with error bars."""
+    from moesim.cost_model import cost_model
     from moesim.forward.request import StepRequest, run_request
 
     console = Console(as_json=as_json, quiet=quiet, out=out)
@@ -103,7 +103,7 @@ def step(
         dispatch=None if dispatch is None else dispatch.value,
         redundant=redundant,
         engine=engine.value,
-        cost=cost.value,
+        cost=cost_model(cost),
         gemm_dtype=gemm_dtype,
         expert_dtype=expert_dtype,
         kv_dtype=kv_dtype,
@@ -144,7 +144,7 @@ def _to_json(request: StepRequest, found: ForwardStep) -> dict[str, Any]:
             "pp": layout.pp, "dispatch": layout.dispatch, "redundant": layout.redundant,
         },
         "engine": request.engine,
-        "cost": request.cost,
+        "cost": str(request.cost),
         "formats": asdict(shape.formats),
         "routing": found.routing,
         "overlap": request.overlap,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moesim.cli.choices import CostOption, TransformOption
+from moesim.cli.choices import FITTED, CostOption, TransformOption
 from moesim.cli.console import Console, JsonOption, QuietOption, ResultOutOption, SeedOption
 
 if TYPE_CHECKING:
@@ -171,9 +171,7 @@ def training(
             rich_help_panel=_BALANCE,
         ),
     ] = None,
-    cost: Annotated[
-        CostOption, typer.Option(help="Kernels fitted to measurements, or rooflines alone.")
-    ] = CostOption.FITTED,
+    cost: CostOption = FITTED,
     transform: TransformOption = None,
     seed: SeedOption = 0,
     out: ResultOutOption = None,
@@ -181,7 +179,10 @@ def training(
     as_json: JsonOption = False,
 ) -> None:
     """Simulate one iteration of training: passes, pipeline, gradients, optimizer, memory."""
+    from moesim.cost_model import cost_model
+
     console = Console(as_json=as_json, quiet=quiet, out=out)
+    priced_by = cost_model(cost)
     given = {
         "--drift": drift, "--trace": trace, "--interval": interval, "--room": room,
         "--slots": slots, "--flash-attention": flash_attention,
@@ -201,7 +202,7 @@ def training(
                 "model": model, "cluster": cluster, "system": system.value, "sequence": sequence,
                 "micro_batch": micro_batch, "routing": routing, "drift": drift, "trace": trace,
                 "interval": interval, "room": room, "slots": slots,
-                "flash_attention": flash_attention, "slowdown": slowdown, "cost": cost.value,
+                "flash_attention": flash_attention, "slowdown": slowdown, "cost": priced_by,
                 "transforms": tuple(transform or ()), "seed": seed,
             },
         )  # fmt: skip
@@ -229,7 +230,7 @@ def training(
         overlap_reduction=overlap_reduction,
         slowdown=slowdown,
         routing=routing or "uniform",
-        cost=cost.value,
+        cost=priced_by,
         transforms=tuple(transform or ()),
         seed=seed,
     )

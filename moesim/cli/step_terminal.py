@@ -9,6 +9,7 @@ from rich import box
 from rich.table import Table
 
 from moesim.cli.words import Words
+from moesim.cost_model import cost_in_words
 from moesim.reports.text import percent
 from moesim.units import format_bytes, format_seconds
 
@@ -51,9 +52,10 @@ def show_step(request: StepRequest, found: ForwardStep, console: Console) -> Non
         )
     )
     formats = shape.formats
+    priced_by = cost_in_words(machine.cost, formats.experts, machine.engine)
     console.print(
         words.paragraph(
-            f"Cost {machine.cost} (evidence {found.evidence}), engine {machine.engine}; "
+            f"Cost {priced_by} (evidence {found.evidence}), engine {machine.engine}; "
             f"projections {formats.gemm}, experts {formats.experts}, cache {formats.kv}; routing "
             f"{found.routing}. {_order(request, found)}; no scheduling time.",
             _QUIET,

@@ -34,7 +34,7 @@ def training_json(request: TrainingRequest, found: TrainingStep) -> dict[str, An
         "recompute": options.recompute,
         "slowdown": options.slowdown,
         "routing": found.routing,
-        "cost": request.cost,
+        "cost": str(request.cost),
         "evidence": found.evidence.value,
         "step_s": found.step_s,
         "lo_s": found.lo_s,

@@ -10,7 +10,10 @@ from rich import box
 from rich.table import Table
 
 from moesim.cli.words import Words
+from moesim.cost_model import cost_in_words
 from moesim.reports.text import percent
+from moesim.training.layer import DTYPE
+from moesim.training.request import ENGINE
 from moesim.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
@@ -35,6 +38,7 @@ def show_training(request: TrainingRequest, found: TrainingStep, console: Consol
     words = Words(console)
     shape, options = found.shape, found.options
     layout = shape.layout
+    priced_by = cost_in_words(request.cost, DTYPE, ENGINE)
     ends = f"{format_seconds(found.lo_s)} … {format_seconds(found.hi_s)}"
     console.print(
         words.paragraph(
@@ -53,7 +57,7 @@ def show_training(request: TrainingRequest, found: TrainingStep, console: Consol
     )
     console.print(
         words.paragraph(
-            f"Cost {request.cost} (evidence {found.evidence}), kernels {options.slowdown:.3g} "
+            f"Cost {priced_by} (evidence {found.evidence}), kernels {options.slowdown:.3g} "
             f"times slower than alone; overlap {options.overlap}, recomputation "
             f"{options.recompute}, dispatch by {'all-to-all' if shape.alltoall else 'all-gather'}; "
             f"routing {found.routing}.",

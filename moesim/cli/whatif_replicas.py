@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moesim.cli.choices import (
+    FITTED,
     CommOption,
     CostOption,
     EngineOption,
@@ -23,7 +24,6 @@ from moesim.cli.plan_options import (
     LoadOption,
     ModelOption,
     PlanCommOption,
-    PlanCostOption,
     PlanEngineOption,
     PlanPhaseOption,
     TokensPerDeviceOption,
@@ -57,7 +57,7 @@ def replicas(
     comm: PlanCommOption = CommOption.HOME_RANK,
     phase: PlanPhaseOption = PhaseOption.PREFILL,
     tokens_per_device: TokensPerDeviceOption = None,
-    cost: PlanCostOption = CostOption.FITTED,
+    cost: CostOption = FITTED,
     kernels_of: PlanEngineOption = EngineOption.SGLANG,
     time_limit: Annotated[float, typer.Option(help="Seconds for all planning together.")] = 30.0,
     holdout: HoldoutOption = 0.25,
@@ -71,6 +71,7 @@ def replicas(
     With --out, report.html, whatif-replicas.json and whatif-replicas-plan.json (the recommended
     placement) are written there.
     """
+    from moesim.cost_model import cost_model
     from moesim.offload.inputs import numbers
     from moesim.placement import write_plan
     from moesim.planners.outcome import PlanRequest
@@ -93,7 +94,7 @@ def replicas(
         time_limit_s=positive_seconds(time_limit, "--time-limit"),
         holdout=holdout,
         seed=seed,
-        cost=cost.value,
+        cost=cost_model(cost),
         engine=kernels_of.value,
     )
     given = None if redundant is None else numbers("--redundant", redundant, 0, MOST_SLOTS)

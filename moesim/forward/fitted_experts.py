@@ -7,6 +7,7 @@ from functools import lru_cache
 
 from moesim.calibrated_cost import CalibratedCost
 from moesim.errors import InputError
+from moesim.fitted_costs import with_measured
 from moesim.forward.machine import Machine
 from moesim.forward.price import Price
 from moesim.forward.work import ExpertWork, Op
@@ -35,7 +36,7 @@ def _price(work: ExpertWork, machine: Machine) -> Price | None:
     fit = _fit(machine, work.dtype)
     if fit is None:
         return None
-    cost = CalibratedCost.of_shape(
+    shipped = CalibratedCost.of_shape(
         machine.device,
         fit,
         hidden=work.hidden,
@@ -44,6 +45,11 @@ def _price(work: ExpertWork, machine: Machine) -> Price | None:
         devices=work.slot_tokens.shape[1] if work.sees_group else 1,
         top_k=max(1, round(work.top_k)),
     )
-    seconds = float(cost.seconds(work.slot_tokens).max(axis=-1).mean())
-    low, high = cost.interval(seconds, work.group_tokens, seconds)
+    cost = with_measured(shipped, machine.cost)
+    if isinstance(cost, CalibratedCost):
+        seconds = least_s = float(cost.seconds(work.slot_tokens).max(axis=-1).mean())
+    else:
+        layer = cost.time(work.slot_tokens)
+        seconds, least_s = (float(s.max(axis=-1).mean()) for s in (layer.total_s, layer.least_s))
+    low, high = cost.interval(seconds, work.group_tokens, least_s)
     return Price(seconds, seconds * low, seconds * high, cost.evidence, cost.name)

@@ -10,8 +10,10 @@ from typing import Protocol
 import numpy as np
 
 from moesim.cluster import Cluster
-from moesim.fitted_costs import CostModel, Engine
+from moesim.cost_model import CostModel
+from moesim.fitted_costs import Engine
 from moesim.hardware import Device
+from moesim.measured_kernels import MeasuredKernels
 from moesim.operators.power import DevicePower, device_power
 from moesim.schema import Evidence, weakest
 
@@ -92,12 +94,19 @@ class Machine:
     Attributes:
         cluster: Devices and links.
         engine: Whose kernels run.
-        cost: Fitted coefficients, or rooflines alone.
+        cost: Fitted coefficients, rooflines alone, or kernels measured on the device.
+
+    Raises:
+        InputError: If those kernels were measured on another device.
     """
 
     cluster: Cluster
     engine: Engine
     cost: CostModel
+
+    def __post_init__(self) -> None:
+        if isinstance(self.cost, MeasuredKernels):
+            self.cost.check(self.cluster.device)
 
     @property
     def device(self) -> Device:

@@ -64,7 +64,7 @@ def price_ops(ops: Sequence[Op], machine: Machine) -> list[PricedOp]:
 def find_prices(ops: Sequence[Op], machine: Machine) -> list[Price]:
     """Price of every call, in order; those of one operator, of any number of steps, together."""
     prices: list[Price | None] = [None] * len(ops)
-    if machine.cost == "fitted" and takes_fitted_kernels(machine.device):
+    if machine.cost != "roofline" and takes_fitted_kernels(machine.device):
         for operator, pricer in FITTED.items():
             places = [index for index, op in enumerate(ops) if op.operator == operator]
             if places:

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from moesim.cluster import load_cluster
+from moesim.cost_model import CostModel
 from moesim.errors import InputError, UsageError
-from moesim.fitted_costs import CostModel, Engine
+from moesim.fitted_costs import Engine
 from moesim.forward.expert_load import Distribution, parse_distribution
 from moesim.forward.formats import choose_formats
 from moesim.forward.layout import Dispatch, Layout, StepLoad

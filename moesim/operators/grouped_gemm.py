@@ -19,7 +19,7 @@ computes slowly, beyond one that packs them first.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -33,7 +33,11 @@ __all__ = [
     "GroupedFits",
     "GroupedWork",
     "grouped_s",
+    "grouped_work",
 ]
+
+ROW_INTERMEDIATES = 2.0
+"""Times that an element between two products is moved: written, and read again."""
 
 
 class GroupedCoefficients(Document):
@@ -74,8 +78,11 @@ class GroupedFit(Document):
     """Measured calls that were fitted on."""
     at_bound: tuple[str, ...] = ()
     """Coefficients that ended on a bound."""
-    interval: tuple[float, float] | None = None
-    """10th and 90th percentile of measured over predicted, on loads that the fit had not seen."""
+    interval: tuple[float, float]
+    """10th and 90th percentile of measured over predicted, on what the fit had not seen."""
+    held_out: Literal["model", "case"]
+    """What that was: all cases of a model at once, or where there are fewer than three models,
+    cases one by one."""
     coefficients: GroupedCoefficients
 
 
@@ -91,6 +98,10 @@ class GroupedFits(Document):
     source: str
     date: str
     versions: dict[str, str]
+    cores: int | None = Field(default=None, ge=1)
+    """Multiprocessors of the GPU, as its driver says."""
+    memory_bytes: float | None = Field(default=None, gt=0)
+    """Memory of the GPU, as its driver says."""
     copy_bytes_per_s: float | None = Field(default=None, gt=0)
     """A large copy, bytes read and written, in the same run."""
     dense_flop_per_s: float | None = Field(default=None, gt=0)
@@ -122,6 +133,28 @@ class GroupedWork:
             self.row_flops[chosen],
             self.row_bytes[chosen],
         )
+
+
+def grouped_work(
+    rows: np.ndarray,
+    columns: np.ndarray,
+    depth: np.ndarray,
+    width: np.ndarray,
+    element_bytes: np.ndarray,
+) -> GroupedWork:
+    """Grouped products, or whole gated expert layers.
+
+    Args:
+        rows: [N, E] rows of each expert.
+        columns: [N] of the product; of the second one in a layer.
+        depth: [N] elements that it sums over; of the first one in a layer.
+        width: [N] elements between the two products of a layer, 0 for one product.
+        element_bytes: [N] of operands.
+    """
+    weights = np.where(width > 0, 3 * depth * width, columns * depth)
+    between = ROW_INTERMEDIATES * 3 * width
+    row_bytes = element_bytes * (depth + columns + between)
+    return GroupedWork(rows, weights * element_bytes, 2 * weights, row_bytes)
 
 
 def grouped_s(coefficients: GroupedCoefficients, work: GroupedWork) -> np.ndarray:

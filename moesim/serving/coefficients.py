@@ -7,8 +7,9 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from moesim.cost_model import CostModel
 from moesim.hardware import Device, profiles_folder
-from moesim.schema import Document, Evidence
+from moesim.schema import Document, Evidence, weakest
 
 __all__ = [
     "NEUTRAL",
@@ -16,6 +17,7 @@ __all__ = [
     "ServingCoefficients",
     "family_of",
     "shipped_coefficients",
+    "step_coefficients",
 ]
 
 
@@ -103,3 +105,17 @@ def shipped_coefficients(engine: str, device: Device) -> ServingCoefficients:
                 measured = device.name in fit.systems
                 return fit if measured else fit.model_copy(update={"evidence": Evidence.SPEC})
     return NEUTRAL
+
+
+def step_coefficients(cost: CostModel, engine: str, device: Device) -> ServingCoefficients:
+    """What goes with kernels' prices: the shipped fit, none with rooflines.
+
+    The shipped fit says how runs differ from the kernels that come with moesim; with kernels of
+    one's own file it is taken over.
+    """
+    if cost == "roofline":
+        return NEUTRAL
+    fit = shipped_coefficients(engine, device)
+    if cost == "fitted":
+        return fit
+    return fit.model_copy(update={"evidence": weakest(fit.evidence, Evidence.SPEC)})

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from moesim.cost_model import CostModel
 from moesim.errors import UsageError
-from moesim.fitted_costs import CostModel
 from moesim.forward.layout import Dispatch
 from moesim.forward.overlap import Overlap
 from moesim.serving.deployment import Router

@@ -18,9 +18,8 @@ from moesim.model import ModelSpec, load_model
 from moesim.schema import Evidence, weakest
 from moesim.serving.cache_sizes import cache_sizes
 from moesim.serving.coefficients import (
-    NEUTRAL,
     ServingCoefficients,
-    shipped_coefficients,
+    step_coefficients,
 )
 from moesim.serving.deployment import Deployment, Pool, Transfer
 from moesim.serving.energy import PoweredPool, ServedEnergy, served_energy
@@ -200,9 +199,7 @@ def _workers(
         lanes=layout.pp,
         draft_tokens=request.draft_tokens,
         tokens_per_step=request.tokens_per_step,
-        coefficients=shipped_coefficients(kernels, cluster.device)
-        if request.cost == "fitted"
-        else NEUTRAL,
+        coefficients=step_coefficients(request.cost, kernels, cluster.device),
     )
     return _Workers(machine, layout, pool)
 

@@ -123,8 +123,18 @@ def _word(value: object) -> str:
 def _canonical(value: Value) -> str:
     if isinstance(value, tuple):
         return json.dumps([_canonical(part) for part in value])
-    digest = _content(Path(value), frozenset()) if isinstance(value, str) else None
+    digest = _content_of_text(value) if isinstance(value, str) else None
     return digest or _word(value)
+
+
+def _content_of_text(text: str) -> str | None:
+    """Hash of the file or folder that a value names, as it is or with ``:PART`` behind it."""
+    digest = _content(Path(text), frozenset())
+    head, colon, part = text.rpartition(":")
+    if digest is None and colon and head:
+        digest = _content(Path(head), frozenset())
+        return digest and f"{digest}:{part}"
+    return digest
 
 
 def _content(path: Path, seen: frozenset[Path]) -> str | None:

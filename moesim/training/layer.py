@@ -28,7 +28,7 @@ from moesim.training.calls import Block, Call
 from moesim.training.layout import TrainingLayout
 from moesim.training.volumes import prefers_alltoall
 
-__all__ = ["TrainingShape", "check_model", "forward_calls"]
+__all__ = ["DTYPE", "TrainingShape", "check_model", "forward_calls"]
 
 DTYPE = "bfloat16"
 """Weights, activations and products; sums of gradients are float32."""

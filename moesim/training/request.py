@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from math import gcd
 
 from moesim.cluster import Cluster, load_cluster
+from moesim.cost_model import CostModel
 from moesim.errors import UsageError
-from moesim.fitted_costs import CostModel, Engine
+from moesim.fitted_costs import Engine
 from moesim.forward.expert_load import parse_distribution
 from moesim.forward.machine import Machine
 from moesim.model import ModelSpec, load_model

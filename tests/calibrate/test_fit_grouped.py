@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from moesim.calibrate import fit_grouped
 from moesim.calibrate.fit_grouped import (
-    fit_file,
     fit_work,
     held_out_kernels,
     is_bench_file,
     kernel_times,
 )
+from moesim.calibrate.grouped_file import fit_file
 from moesim.calibrate.validate_cost import fit_gpu
 from moesim.errors import InputError
 from moesim.kernels.bench_cases import plan_cases
@@ -67,7 +67,13 @@ def bench_file(noise: float = 0.0) -> dict[str, Any]:
         "device": "cuda",
         "system": "made_up",
         "date": "2026-01-01",
-        "environment": {"processor": "host", "gpu": "made up", "clock": "cuda-event"},
+        "environment": {
+            "processor": "host",
+            "gpu": "made up",
+            "clock": "cuda-event",
+            "cores": 132,
+            "memory_bytes": 150e9,
+        },
         "ceilings": {"copy_bytes_per_s": 3e12, "dense_flop_per_s": 7e14},
         "loads": {},
         "cases": [],
@@ -127,8 +133,29 @@ def test_errors_on_cases_not_seen_are_those_of_the_noise() -> None:
     assert scores.all.covered == scores.all.rows
     assert scores.all.median_ape is not None
     assert 0.02 < scores.all.median_ape < 0.06
-    low, high = scores.intervals["moesim/grouped-gemm/bf16"]
-    assert 0.85 < low < 1 < high < 1.15
+
+
+def test_intervals_are_those_of_models_not_seen(tmp_path: Path) -> None:
+    document = bench_file(noise=0.05)
+    file = tmp_path / "bench.json"
+    write_bench(file, document)
+    for fit in fit_file(file).fits:
+        low, high = fit.interval
+        assert fit.held_out == "model"
+        assert 0.85 < low < 1 < high < 1.15
+    # One model runs twice as long as the physics says: only those held out can tell.
+    for entry in document["cases"]:
+        if entry["shape"]["model"] == "deepseek-v3":
+            entry["time_s"] *= 2
+    write_bench(file, document)
+    assert fit_file(file).fits[0].interval[1] > 1.5
+    document["cases"] = [
+        entry
+        for entry in document["cases"]
+        if entry["shape"]["model"] in ("deepseek-v3", "mixtral-8x7b")
+    ]
+    write_bench(file, document)
+    assert {fit.held_out for fit in fit_file(file).fits} == {"case"}
 
 
 def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -151,6 +178,13 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert [fit.kernel for fit in fits.fits] == ["moesim", "torch-loop"]
     assert fits.processor == "made up"
     assert fits.copy_bytes_per_s == 3e12
+    words = ("simulate", "step", "--model", "qwen3-30b-a3b", "--json")
+    answer = moesim(
+        capsys, *words, "--cluster", "2xh200_sxm", "--cost", f"{answer.json['file']}:moesim"
+    )
+    assert answer.code == 0, answer.err
+    experts = next(op for op in answer.json["ops"] if op["name"] == "moe.experts")
+    assert experts["kernel"].startswith("moesim, bf16, measured on made up")
 
 
 def test_too_few_cases_are_refused(tmp_path: Path) -> None:

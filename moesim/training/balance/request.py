@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moesim.cluster import load_cluster
+from moesim.cost_model import CostModel
 from moesim.errors import UsageError
-from moesim.fitted_costs import CostModel
 from moesim.forward.machine import Machine
 from moesim.model import load_model
 from moesim.schema import Evidence
