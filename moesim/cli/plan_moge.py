@@ -17,6 +17,7 @@ from moesim.cli.console import (
     SeedOption,
     listed,
 )
+from moesim.cli.plan_options import TraceArgument
 from moesim.errors import UsageError
 
 if TYPE_CHECKING:
@@ -41,9 +42,7 @@ def _group() -> None:
 
 @app.command()
 def regroup(
-    trace: Annotated[
-        Path | None, typer.Argument(help="Trace bundle; the bundled sample if left out.")
-    ] = None,
+    trace: TraceArgument = None,
     groups: Annotated[int, typer.Option(help="Groups, one per device.")] = 4,
     per_group: Annotated[
         int | None, typer.Option(help="Experts of a token in every group [top-k / groups].")

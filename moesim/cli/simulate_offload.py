@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from moesim.cli.choices import TransformOption
 from moesim.cli.console import Console, JsonOption, QuietOption, ResultOutOption, SeedOption
-from moesim.cli.whatif import DEFAULT_HARDWARE
+from moesim.cli.offload_options import (
+    DEFAULT_HARDWARE,
+    BitsOption,
+    HardwareOption,
+    HostBitsOption,
+)
+from moesim.cli.plan_options import ModelOption, TraceOption
 
 if TYPE_CHECKING:
     from moesim.offload.inputs import Inputs
@@ -20,16 +25,9 @@ __all__ = ["offload"]
 
 
 def offload(
-    trace: Annotated[
-        Path | None, typer.Option(help="Trace bundle; the bundled sample if left out.")
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Registry name, config.json or folder with one.")
-    ] = None,
-    hardware: Annotated[
-        str,
-        typer.Option(help="GPU, GPU+CPU or GPU+CPU:CORES; a measured CPU profile in its place."),
-    ] = DEFAULT_HARDWARE,
+    trace: TraceOption = None,
+    model: ModelOption = None,
+    hardware: HardwareOption = DEFAULT_HARDWARE,
     system: Annotated[
         str, typer.Option(help="Systems to compare, separated by commas, or all.")
     ] = "on-demand,static-split,hybrimoe",
@@ -62,12 +60,8 @@ def offload(
     over_fetch: Annotated[
         float | None, typer.Option(min=0, help="Extra experts per active one, learned predictors.")
     ] = None,
-    bits: Annotated[
-        float | None, typer.Option(help="Bits per expert weight, with scales [the model's own].")
-    ] = None,
-    host_bits: Annotated[
-        float | None, typer.Option(help="Same, of what the CPU computes with [--bits].")
-    ] = None,
+    bits: BitsOption = None,
+    host_bits: HostBitsOption = None,
     disk_bits: Annotated[
         float | None, typer.Option(help="Same, of what is read from the disk [--bits].")
     ] = None,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 import sys
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,14 +12,19 @@ import typer
 from moesim.cli import whatif_replicas
 from moesim.cli.choices import TransformOption
 from moesim.cli.console import Console, JsonOption, NoSeedOption, OutOption, QuietOption
+from moesim.cli.offload_options import (
+    DEFAULT_HARDWARE,
+    BitsOption,
+    HardwareOption,
+    HostBitsOption,
+)
+from moesim.cli.plan_options import ModelOption, TraceOption
 
 if TYPE_CHECKING:
     from moesim.offload.slot_curves import Curve, CurvesOfBatch
     from moesim.offload.whatif import WhatIf
 
-__all__ = ["DEFAULT_HARDWARE", "app"]
-
-DEFAULT_HARDWARE = "rtx4090+epyc_9554"
+__all__ = ["app"]
 
 SAMPLE_MEMORY = "2.5 GB"
 """GPU memory that the bundled sample is given where neither memory nor slots are stated: all of its
@@ -55,16 +59,9 @@ class ColdOption(StrEnum):
 
 @app.command()
 def cache(
-    trace: Annotated[
-        Path | None, typer.Option(help="Trace bundle; the bundled sample if left out.")
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Registry name, config.json or folder with one.")
-    ] = None,
-    hardware: Annotated[
-        str,
-        typer.Option(help="GPU, GPU+CPU or GPU+CPU:CORES; a measured CPU profile in its place."),
-    ] = DEFAULT_HARDWARE,
+    trace: TraceOption = None,
+    model: ModelOption = None,
+    hardware: HardwareOption = DEFAULT_HARDWARE,
     slots: Annotated[
         str | None, typer.Option(help="Slots per layer, separated by commas [up to all experts].")
     ] = None,
@@ -85,12 +82,8 @@ def cache(
     memory: Annotated[
         str | None, typer.Option(help="GPU memory to use, like '24 GB' [all of it].")
     ] = None,
-    bits: Annotated[
-        float | None, typer.Option(help="Bits per expert weight, with scales [the model's own].")
-    ] = None,
-    host_bits: Annotated[
-        float | None, typer.Option(help="Same, of what the CPU computes with [--bits].")
-    ] = None,
+    bits: BitsOption = None,
+    host_bits: HostBitsOption = None,
     transform: TransformOption = None,
     out: OutOption = None,
     seed: NoSeedOption = 0,
