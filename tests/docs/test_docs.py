@@ -170,6 +170,19 @@ def test_files_named_in_the_model_reference_exist():
     assert not absent
 
 
+def test_tests_named_as_evidence_exist():
+    text = (DOCS / "reference" / "reliability.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`([\w/]+\.py)::(\w+)`", text))
+    assert len(named) > 50
+    tests = ROOT / "tests"
+    absent = [
+        f"{file}::{name}"
+        for file, name in sorted(named)
+        if f"def {name}(" not in (tests / file).read_text(encoding="utf-8")
+    ]
+    assert not absent
+
+
 def test_output_that_was_not_printed_is_found():
     printed = _lines("a  1\nb  2  30 µs\nc\nd\ne\n")
     _assert_printed("a  1\nb  2  59 µs\n…\n", printed)
