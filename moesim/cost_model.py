@@ -7,6 +7,7 @@ from typing import Literal
 from moesim.errors import UsageError
 from moesim.hardware import looks_like_file
 from moesim.measured_kernels import MeasuredKernels, load_measured
+from moesim.model import ModelSpec
 
 __all__ = ["CostModel", "cost_in_words", "cost_model"]
 
@@ -32,16 +33,19 @@ def cost_model(text: str) -> CostModel:
     )
 
 
-def cost_in_words(cost: CostModel, dtype: str, engine: str) -> str:
+def cost_in_words(cost: CostModel, model: ModelSpec, dtype: str, engine: str) -> str:
     """What prices rest on; of a file of one's own, which of its kernels runs the experts.
 
     Args:
         cost: As asked for.
+        model: What is priced.
         dtype: Format of the experts.
         engine: Whose kernels run.
     """
     if not isinstance(cost, MeasuredKernels):
         return cost
+    if model.stores_experts_otherwise:
+        return f"fitted ({cost} measures no experts that are stored in this form)"
     fit = cost.kernel_for(dtype, engine)
     if fit is None:
         return f"fitted ({cost} measures no experts in {dtype})"

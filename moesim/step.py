@@ -109,6 +109,15 @@ class StepEvaluator:
         """The cost of communication in use."""
         return self.links or roofline_links(self.model, self.cluster)
 
+    @property
+    def kernels(self) -> dict[str, str]:
+        """What prices each half of a layer, and what it rests on."""
+        experts, links = self.expert_cost, self.link_cost
+        found = {"experts": f"{experts.name} ({experts.evidence})"}
+        if self.cluster.devices > 1:
+            found["communication"] = f"{links.name} ({links.evidence})"
+        return found
+
     def evaluate(self, placement: Placement) -> StepCost:
         """Price a placement.
 

@@ -27,7 +27,6 @@ from moesim.planners.setting import (
 )
 from moesim.planners.sources import PlanWorkload
 from moesim.safe_io import sha256_file
-from moesim.step import StepEvaluator
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -131,7 +130,7 @@ def make_plan(request: PlanRequest, say: Callable[[str], object] = lambda _: Non
         seed=request.seed,
         cost=str(request.cost),
         engine=request.engine,
-        kernels=_kernels(work.planning),
+        kernels=work.planning.kernels,
         scores=scores,
         chosen=chosen,
         baseline=BASELINE,
@@ -266,16 +265,6 @@ def _migration(
     if "current" not in scores:
         return None
     return migration(scores["current"].placement, chosen, model, cluster)
-
-
-def _kernels(evaluator: StepEvaluator) -> dict[str, str]:
-    """What priced each half of a layer, and what it rests on."""
-    experts = evaluator.expert_cost
-    found = {"experts": f"{experts.name} ({experts.evidence})"}
-    if evaluator.cluster.devices > 1:
-        links = evaluator.link_cost
-        found["communication"] = f"{links.name} ({links.evidence})"
-    return found
 
 
 def _inputs(request: PlanRequest, work: PlanWorkload) -> dict[str, str]:

@@ -175,6 +175,7 @@ class Rebalancing:
         runs: By policy.
         step_tokens: Of a step, over all devices.
         evidence: The weakest that went into prices.
+        kernels: What priced each half of a layer.
     """
 
     model: ModelSpec
@@ -187,6 +188,7 @@ class Rebalancing:
     runs: dict[str, PolicyRun]
     step_tokens: int
     evidence: str
+    kernels: dict[str, str]
 
     def tokens_per_s(self, policy: str) -> float:
         """Tokens of all steps over all seconds, pauses included."""
@@ -314,6 +316,7 @@ def simulate_rebalancing(
         runs=runs,
         step_tokens=walk.work(0, 1).planning.batches.tokens_per_device * cluster.devices,
         evidence=first.evidence.value,
+        kernels=walk.work(0, 1).planning.kernels,
     )
 
 

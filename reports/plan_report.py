@@ -32,6 +32,7 @@ from moesim.reports.text import (
     duration,
     excess,
     percent,
+    priced_by,
     ratio,
     sentence,
     share,
@@ -265,7 +266,7 @@ def _notes(outcome: PlanOutcome) -> tuple[Fact, ...]:
 def _cost_note(outcome: PlanOutcome) -> Fact:
     """What priced the plan, and between which times a step lies."""
     cost = outcome.scores[outcome.chosen].cost
-    parts = "; ".join(f"{name} by {clean(kernel)}" for name, kernel in outcome.kernels.items())
+    parts = priced_by(outcome.kernels)
     ends = f"{format_seconds(cost.lo_s)} … {format_seconds(cost.hi_s)}"
     words = f"80 % interval of a step {ends}"
     if outcome.cost == "roofline":

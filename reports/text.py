@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
+from collections.abc import Mapping
 
 from moesim.units import format_seconds
 
@@ -16,6 +17,7 @@ __all__ = [
     "excess",
     "keep_units",
     "percent",
+    "priced_by",
     "ratio",
     "sentence",
     "share",
@@ -44,6 +46,11 @@ def sentence(text: str) -> str:
     text = text.strip()
     end = "" if text.endswith((".", "!", "?")) else "."
     return f"{text[0].upper()}{text[1:]}{end}" if text else ""
+
+
+def priced_by(kernels: Mapping[str, str]) -> str:
+    """What priced each part, as :attr:`moesim.step.StepEvaluator.kernels` names it: a clause."""
+    return "; ".join(f"{name} by {clean(kernel)}" for name, kernel in kernels.items())
 
 
 def keep_units(text: str) -> str:

@@ -58,6 +58,7 @@ def capacity_json(
         "objective": question.objective,
         "cost": str(question.cost) if not found.candidates else cost_in_words(
             question.cost,
+            found.model,
             found.candidates[0].formats.experts,
             found.candidates[0].machine.engine,
         ),

@@ -116,8 +116,8 @@ def show_balanced(request: BalancedRequest, found: BalancedAnswer) -> None:
     from moesim.units import format_bytes, format_seconds
 
     console = Console()
-    priced_by = cost_in_words(request.cost, DTYPE, ENGINE)
     words, step = Words(console), found.step
+    priced_by = cost_in_words(request.cost, step.model, DTYPE, ENGINE)
     low, high = step.interval()
     console.print(
         words.paragraph(

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from moesim.cli.words import Words
 from moesim.cost_model import cost_in_words
+from moesim.model import load_model
 from moesim.reports.text import percent
 from moesim.serving.engines import find_engine
 from moesim.units import format_seconds
@@ -35,7 +36,8 @@ def show_serving(request: ServingRequest, found: Serving, console: Console) -> N
     words = Words(console)
     metrics, pool = found.metrics, found.deployment.pool
     kernels = find_engine(request.engine).kernels
-    priced_by = cost_in_words(request.cost, found.formats.experts, kernels)
+    model = load_model(request.model, dense=True, transforms=request.transforms)
+    priced_by = cost_in_words(request.cost, model, found.formats.experts, kernels)
     console.print(words.paragraph(_headline(found), "bold"))
     console.print(words.paragraph(f"{_place(request, found)}; {_load(request, found)}."))
     console.print(

@@ -164,6 +164,7 @@ def _to_json(found: Rebalancing) -> dict[str, Any]:
             for name, run in found.runs.items()
         },
         "evidence": found.evidence,
+        "kernels": found.kernels,
         "seed": found.request.seed,
         "version": moesim.__version__,
     }
@@ -175,8 +176,14 @@ def _text(found: Rebalancing) -> str:
         policy_table,
         rebalancing_setting,
     )
+    from moesim.reports.text import priced_by, sentence
 
-    lines = [rebalancing_setting(found), "", *_aligned(policy_table(found))]
+    lines = [
+        rebalancing_setting(found),
+        sentence(priced_by(found.kernels)),
+        "",
+        *_aligned(policy_table(found)),
+    ]
     domains = domain_table(found)
     if domains is not None:
         lines += ["", *_aligned(domains)]

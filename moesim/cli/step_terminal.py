@@ -52,7 +52,7 @@ def show_step(request: StepRequest, found: ForwardStep, console: Console) -> Non
         )
     )
     formats = shape.formats
-    priced_by = cost_in_words(machine.cost, formats.experts, machine.engine)
+    priced_by = cost_in_words(machine.cost, shape.model, formats.experts, machine.engine)
     console.print(
         words.paragraph(
             f"Cost {priced_by} (evidence {found.evidence}), engine {machine.engine}; "

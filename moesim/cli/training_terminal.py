@@ -38,7 +38,7 @@ def show_training(request: TrainingRequest, found: TrainingStep, console: Consol
     words = Words(console)
     shape, options = found.shape, found.options
     layout = shape.layout
-    priced_by = cost_in_words(request.cost, DTYPE, ENGINE)
+    priced_by = cost_in_words(request.cost, shape.model, DTYPE, ENGINE)
     ends = f"{format_seconds(found.lo_s)} … {format_seconds(found.hi_s)}"
     console.print(
         words.paragraph(

@@ -149,6 +149,7 @@ def _to_json(found: ReplicaSweep, files: dict[str, str]) -> dict[str, Any]:
         },
         "skipped": {str(number): reason for number, reason in found.skipped.items()},
         "evidence": best.step.evidence.value,
+        "kernels": found.work.planning.kernels,
         "seed": found.request.seed,
         "files": files,
         "version": moesim.__version__,

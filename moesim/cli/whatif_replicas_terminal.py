@@ -13,6 +13,7 @@ from moesim.reports.replicas_report import (
     replicas_setting,
     replicas_table,
 )
+from moesim.reports.text import priced_by, sentence
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,6 +29,7 @@ def show_replicas(found: ReplicaSweep, files: Mapping[str, str], console: Consol
     console.print(words.paragraph(replicas_headline(found), "bold"))
     console.print(words.paragraph(replicas_copies(found)))
     console.print(words.paragraph(replicas_setting(found), "dim"))
+    console.print(words.paragraph(sentence(priced_by(found.work.planning.kernels)), "dim"))
     show_table(replicas_table(found), words, console)
     for name, path in files.items():
         console.print(words(f"{name}  {path}"), soft_wrap=True)

@@ -160,8 +160,20 @@ def test_formats_that_the_file_does_not_measure_keep_their_price(tmp_path):
     steps = (step(cost, "minimax-m2.5") for cost in (measured, "fitted"))
     own, other = ([priced.price for priced in found.ops] for found in steps)
     assert own == other
-    assert "measures no experts in fp8_block" in cost_in_words(measured, "fp8_block", "sglang")
-    assert "vllm-fused-moe" in cost_in_words(measured, "bfloat16", "sglang")
+    model = load_model("qwen3-30b-a3b")
+    words = cost_in_words(measured, model, "fp8_block", "sglang")
+    assert "measures no experts in fp8_block" in words
+    assert "vllm-fused-moe" in cost_in_words(measured, model, "bfloat16", "sglang")
+
+
+def test_experts_that_are_stored_otherwise_keep_their_price(tmp_path):
+    measured, change = loaded(tmp_path), ("ternary",)
+    model = load_model("qwen3-30b-a3b", transforms=change)
+    assert model.stores_experts_otherwise
+    steps = (step(cost, transforms=change) for cost in (measured, "fitted"))
+    own, other = ([priced.price for priced in found.ops] for found in steps)
+    assert own == other
+    assert "stored in this form" in cost_in_words(measured, model, "bfloat16", "sglang")
 
 
 @pytest.mark.parametrize("engine", ["vllm", "sglang", "trtllm"])
