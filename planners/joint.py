@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from moesim.planners.chain_combine import ChainCost, combine
 from moesim.planners.chain_search import anneal_chain, propagate
 from moesim.planners.compiled_random import random_state
 from moesim.planners.greedy import lpt_swap
@@ -250,6 +251,11 @@ def _search_chain(
 
     with ThreadPoolExecutor(min(len(starts), os.cpu_count() or 1)) as pool:
         list(pool.map(search, range(len(starts))))
+    if len(starts) > RESTARTS:
+        chain = ChainCost(
+            flow, copy_s, problem.speed_factors, cost.node_of, cost.near_s, cost.far_s
+        )
+        starts.append(combine(chain, starts))
     seconds = [
         _travel_s(flow, found, cost) + _slowest_s(copy_s, found, problem.speed_factors)
         for found in starts

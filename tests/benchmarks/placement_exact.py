@@ -2,8 +2,9 @@
 
     python -m tests.benchmarks.placement_exact --instances 500
 
-The optimum comes from dynamic programming over every placement of every layer, so it is exact for
-the cost that ``placement.py`` prices: the slowest device of each layer, and travel between layers.
+The optimum comes from dynamic programming over every placement of every layer that can be part of
+it (``chain_optimum.py``), so it is exact for the cost that ``placement.py`` prices: the slowest
+device of each layer, and travel between layers. Instances have 2 to 4 layers.
 """
 
 import argparse
@@ -12,57 +13,23 @@ import time
 import numpy as np
 
 from moesim.planners.registry import run_planner
+from tests.benchmarks.chain_optimum import every_placement, optimum_among
 from tests.benchmarks.placement import device_of, lower_bound, make_problem
-from tests.benchmarks.placement_instances import ASSIGNMENT_S, FAR_S, NEAR_S, Instance, price
+from tests.benchmarks.placement_instances import Instance, price
 
 SHAPES = (
-    # experts, devices, nodes: at most 2520 placements of a layer
+    # experts, devices, nodes: at most 34,650 placements of a layer
     (4, 2, 1),
     (6, 3, 1),
     (8, 2, 1),
     (8, 4, 2),
     (9, 3, 1),
     (12, 2, 2),
+    (12, 3, 1),
+    (14, 2, 2),
+    (16, 2, 1),
+    (16, 2, 2),
 )
-
-
-def every_placement(experts, devices):
-    """[P, E] every deal of the experts to devices of equal room."""
-    room = experts // devices
-    found = []
-
-    def deal(row, left):
-        if len(row) == experts:
-            found.append(list(row))
-            return
-        for device in range(devices):
-            if left[device]:
-                left[device] -= 1
-                row.append(device)
-                deal(row, left)
-                row.pop()
-                left[device] += 1
-
-    deal([], [room] * devices)
-    return np.array(found)
-
-
-def optimum(instance, placements):
-    """Least cost over all placements of all layers, in the units of ``price``."""
-    devices, per_node = instance.devices, instance.devices // instance.nodes
-    on_device = np.eye(devices)[placements]  # [P, E, G]
-    in_node = np.eye(instance.nodes)[placements // per_node]
-    loads = np.einsum("peg,le->lpg", on_device, instance.loads).max(2)
-    least = ASSIGNMENT_S * loads[0]
-    for layer, flow in enumerate(instance.transitions):
-        kept = [
-            np.einsum("peg,ef->pfg", place, flow).reshape(len(place), -1)
-            @ place.reshape(len(place), -1).T
-            for place in (on_device, in_node)
-        ]
-        travel = FAR_S * flow.sum() - (FAR_S - NEAR_S) * kept[1] - NEAR_S * kept[0]
-        least = (least[:, None] + travel / devices).min(0) + ASSIGNMENT_S * loads[layer + 1]
-    return least.min() * devices
 
 
 def random_instance(rng, layers, experts, devices, nodes):
@@ -84,17 +51,19 @@ def main():
     options = parser.parse_args()
     rng = np.random.default_rng(options.seed)
     names = options.planners.split(",")
-    placements = {shape: every_placement(*shape[:2]) for shape in SHAPES}
     above, gaps, start = {name: [] for name in names}, [], time.perf_counter()
     for number in range(options.instances):
         shape = SHAPES[number % len(SHAPES)]
         instance = random_instance(rng, int(rng.integers(2, 5)), *shape)
         problem = make_problem(instance, 5.0, number)
-        best = optimum(instance, placements[shape])
-        known = None
+        found = {
+            name: device_of(run_planner(name, problem).physical_to_logical, shape[1])
+            for name in names
+        }
+        known = min(found.values(), key=lambda place: price(instance, place))
+        best, _ = optimum_among(instance, every_placement(*shape[:2]), price(instance, known))
         for name in names:
-            known = device_of(run_planner(name, problem).physical_to_logical, shape[1])
-            above[name].append(price(instance, known) / best - 1)
+            above[name].append(price(instance, found[name]) / best - 1)
         gaps.append(1 - lower_bound(instance, problem, options.bound_steps, known)[0] / best)
     for name in names:
         found = np.array(above[name])
