@@ -12,6 +12,7 @@ from moesim.errors import ToleranceError, UsageError
 
 if TYPE_CHECKING:
     from moesim.calibrate.serving_model import Predicted
+    from moesim.calibrate.serving_score import Scored
     from moesim.calibrate.serving_setups import RunParts
     from moesim.reports.validation import ValidationRow
 
@@ -37,6 +38,9 @@ def serving(
     residual: Annotated[
         bool, typer.Option(help="The smooth residual on top of the fitted physics.")
     ] = True,
+    html: Annotated[
+        Path | None, typer.Option(help="File that receives all runs as one page.")
+    ] = None,
     seed: SeedOption = 0,
     out: OutOption = None,
     quiet: QuietOption = False,
@@ -108,6 +112,10 @@ def serving(
         "files": {},
         "version": moesim.__version__,
     }
+    pages = [html] if html is not None else []
+    pages += [out / "validate-serving.html"] if out is not None else []
+    for path in pages:
+        result["files"]["page"] = str(_write_page(result, rows, scored, path))
     if out is not None:
         result["files"]["result"] = str(out / "validate-serving.json")
         write_json(out / "validate-serving.json", result)
@@ -146,8 +154,8 @@ def _rows(parts: RunParts, predicted: Predicted) -> list[ValidationRow]:
 
     run = parts.run
     values = {
-        "tpot": (run.tpot_s, predicted.tpot_s),
-        "ttft": (run.ttft_s, predicted.ttft_s),
+        "tpot": (run.tpot_s, predicted.tpot_s, predicted.tpot_lo_s, predicted.tpot_hi_s),
+        "ttft": (run.ttft_s, predicted.ttft_s, predicted.ttft_lo_s, predicted.ttft_hi_s),
     }
     return [
         ValidationRow(
@@ -159,9 +167,29 @@ def _rows(parts: RunParts, predicted: Predicted) -> list[ValidationRow]:
             evidence=Evidence.FITTED,
             source="measured serving run",
             note="speculative decoding" if predicted.drafts else "",
+            lo=lo,
+            hi=hi,
+            title=f"{run.model} on {run.system}",
+            unit="s",
         )
-        for name, (reference, value) in values.items()
+        for name, (reference, value, lo, hi) in values.items()
     ]
+
+
+def _write_page(
+    result: dict[str, Any], rows: list[ValidationRow], scored: list[Scored], path: Path
+) -> Path:
+    """All runs as one page, those of an engine and way of serving together."""
+    from moesim.reports.serving_page import render_serving
+    from moesim.safe_io import write_atomic
+
+    ways = {"agg": "one pool", "disagg": "prefill and decode workers"}
+    kinds = {
+        f"{run.id}:{name}": f"{run.engine}, {ways[run.mode]}"
+        for run in (one.parts.run for one in scored)
+        for name in ("tpot", "ttft")
+    }
+    return write_atomic(path, render_serving(result, rows, kinds))
 
 
 def _summary(rows: list[ValidationRow], scored: list[Any], read: int) -> dict[str, Any]:
@@ -182,6 +210,8 @@ def _summary(rows: list[ValidationRow], scored: list[Any], read: int) -> dict[st
 
 
 def _text(result: dict[str, Any]) -> str:
+    from moesim.reports.serving_page import goals
+
     summary = result["summary"]
     kind = "physics and residual" if result["residual"] else "physics alone"
     lines = [
@@ -190,11 +220,7 @@ def _text(result: dict[str, Any]) -> str:
         f"{'':<44}{'runs':>6}{'median':>8}{'MAPE':>8}{'p90':>8}{'in 80 %':>9}  goal",
     ]
     for line in result["classes"]:
-        goals = ", ".join(
-            f"{'met' if line[key] <= limit else 'MISSED'} {key} <= {limit:.3g}"
-            for key, limit in line["goals"].items()
-        )
-        lines.append(_cells(line["name"], line) + f"  {goals}")
+        lines.append(_cells(line["name"], line) + f"  {goals(line)}")
         lines += [_cells(f"  {one['name']}", one) for one in line["parts"]]
         lines += [_cells(f"  {one['name']}", one) for one in line["by"]]
     noise = result["repeat_noise"]

@@ -158,7 +158,7 @@ function points(root, spec) {
       if (!boxes[group].checked) continue;
       shown++;
       if (one.lo !== undefined && one.lo !== null)
-        svg.append(node("line", { x1: x(one.x), x2: x(one.x), y1: y(one.lo), y2: y(one.hi), stroke: COLOURS[group % 5], "stroke-width": 2, opacity: 0.45 }));
+        svg.append(node("line", { x1: x(one.x), x2: x(one.x), y1: y(one.lo), y2: y(one.hi), stroke: COLOURS[group % 5], "stroke-width": 2, opacity: 0.45, "pointer-events": "none" }));
       const marks = [["circle", { cx: x(one.x), cy: y(one.y), r: 5 }], ["rect", { x: x(one.x) - 4.5, y: y(one.y) - 4.5, width: 9, height: 9 }],
         ["path", { d: `M${x(one.x)} ${y(one.y) - 6} l6 11 h-12 z` }]];
       const [name, place] = marks[group % 3];

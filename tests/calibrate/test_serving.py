@@ -1,7 +1,8 @@
 """Measured serving runs: read, described, fitted, scored."""
 
-import csv
 import json
+import re
+from html import escape
 
 import numpy as np
 import pytest
@@ -24,52 +25,7 @@ from moesim.cli.console import run
 from moesim.errors import InputError
 from moesim.hardware import load_device
 from moesim.serving.coefficients import NEUTRAL, shipped_coefficients
-
-ROW = {
-    "id": "r0",
-    "backend": "sglang",
-    "backend_version": "0.5.9",
-    "model_path": "deepseek-ai/DeepSeek-V3",
-    "system": "h200_sxm",
-    "precision": "fp8",
-    "mode": "agg",
-    "isl": "1024",
-    "osl": "128",
-    "gemm_quant_mode": "fp8",
-    "moe_quant_mode": "fp8_block",
-    "batch_size": "8",
-    "tp_size": "8",
-    "pp_size": "1",
-    "attention_dp_size": "1",
-    "moe_tp_size": "8",
-    "moe_ep_size": "1",
-    "silicon_ttft_ms": "150",
-    "silicon_tpot_ms": "12",
-    "measured_on": "2026-03-25",
-    "concurrency": "8",
-}
-SPLIT = {
-    f"{worker}_{name}": value
-    for worker in ("prefill", "decode")
-    for name, value in {
-        "num_workers": "",
-        "tp_size": "8",
-        "pp_size": "1",
-        "attention_dp_size": "1",
-        "moe_tp_size": "1",
-        "moe_ep_size": "8",
-    }.items()
-}
-
-
-def table(tmp_path, *changes):
-    path = tmp_path / "runs.csv"
-    rows = [ROW | SPLIT | {"id": f"r{i}"} | change for i, change in enumerate(changes)]
-    with path.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    return path
+from tests.calibrate.serving_table import table
 
 
 @pytest.mark.parametrize(
@@ -260,8 +216,35 @@ def test_command(tmp_path, capsys):
     assert found["summary"]["n"] == 8
     assert found["summary"]["covered"] == 6
     assert found["refused"][0]["id"] == "r3"
+    assert all(0 < row["lo"] < row["predicted"] < row["hi"] for row in found["rows"])
     assert 0.005 < found["rows"][0]["predicted"] < 0.05
     assert {line["name"] for line in found["classes"]} >= {"tpot, one pool, MoE", "ttft, one pool"}
+
+
+def test_page_holds_what_the_result_says_and_escapes_names(tmp_path, capsys):
+    hostile = "</script><img src=x onerror=alert(1)>"
+    path = table(tmp_path, {"id": hostile}, {"concurrency": "16"}, {"moe_tp_size": "3"})
+    page = tmp_path / "page.html"
+    code = run(app, ["validate", "serving", "--data", str(path), "--html", str(page), "--json"])
+    found, text = json.loads(capsys.readouterr().out), page.read_text()
+    assert code in (0, 6)
+    assert found["files"] == {"page": str(page)}
+    assert "<img" not in text
+    shown = [
+        point
+        for spec in re.findall(r'<script type="application/json">(.*?)</script>', text)
+        for point in json.loads(spec)["points"]
+    ]
+    assert [point["label"].startswith(f"{hostile}:") for point in shown] == [True, False] * 2
+    rows = sorted(found["rows"], key=lambda row: not row["id"].endswith("tpot"))
+    for row, point in zip(rows, shown, strict=True):
+        assert point["x"] == pytest.approx(row["reference"], rel=1e-4)
+        assert point["y"] == pytest.approx(row["predicted"], rel=1e-4)
+        assert (point["lo"], point["hi"]) == (row["lo"], row["hi"])
+    for line in found["classes"]:
+        for share in ("median", "mape", "p90", "interval_coverage"):
+            assert f"<td>{100 * line[share]:.1f} %</td>" in text
+    assert f'<th scope="row">{escape(found["refused"][0]["reason"])}</th><td>1</td>' in text
 
 
 @pytest.mark.parametrize(

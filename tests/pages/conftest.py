@@ -8,6 +8,7 @@ from playwright.sync_api import sync_playwright
 
 from moesim.cli.app import app
 from moesim.cli.console import run
+from tests.calibrate.serving_table import table
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 ARGUMENTS = [
@@ -25,6 +26,7 @@ COMMANDS = {
     "rebalancing": ["simulate", "rebalancing", "--redundant", "16", "--policies", "frozen,oracle"],
     "replicas": ["whatif", "replicas", "--planner", "lpt", "--redundant", "0,16"],
     "papers": ["validate", "papers", "--only", "transforms"],
+    "serving": ["validate", "serving", "--data", "RUNS"],
 }
 
 ONE_FILE = {"rebalancing"}
@@ -36,7 +38,9 @@ def pages(tmp_path_factory):
     """Path of every study's page by its name."""
     folder = tmp_path_factory.mktemp("pages")
     found = {}
-    for name, command in COMMANDS.items():
+    runs = str(table(folder, {}, {"concurrency": "16"}, {"mode": "disagg"}, {"moe_tp_size": "3"}))
+    for name, words in COMMANDS.items():
+        command = [runs if word == "RUNS" else word for word in words]
         page = folder / name / "report.html"
         where = ("--html", str(page)) if name in ONE_FILE else ("--out", str(page.parent))
         assert run(app, [*command, *where, "--quiet"]) in (0, 6)

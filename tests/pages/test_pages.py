@@ -141,5 +141,17 @@ def test_every_prediction_is_a_point(opened):
     assert "predicted" in one.locator(".said").inner_text()
 
 
+def test_measured_runs_are_told_on_hover_and_groups_left_out(opened):
+    page = opened("serving")
+    assert page.locator("[data-explore=points]").count() == 2  # TPOT and TTFT
+    one = page.locator("[data-explore=points]").first
+    assert one.locator(".mark").count() == 3  # the fourth run is refused
+    one.locator(".mark").first.hover()
+    assert "measured 12 ms, predicted" in one.locator(".said").inner_text()
+    one.locator("input[type=checkbox]").last.uncheck()
+    assert one.locator(".mark").count() == 2
+    assert "of 3 shown" in one.locator(".said").inner_text()
+
+
 def test_pages_are_small(pages):
     assert all(path.stat().st_size < 3_000_000 for path in pages.values())
