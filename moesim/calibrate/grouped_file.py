@@ -23,7 +23,7 @@ from moesim.errors import InputError
 from moesim.kernels.bench_file import read_bench
 from moesim.operators.grouped_gemm import GroupedFit, GroupedFits
 
-__all__ = ["fit_file", "read_times"]
+__all__ = ["fit_file", "interval", "read_times"]
 
 INTERVAL = (0.1, 0.9)
 FEWEST_MODELS = 3
@@ -55,7 +55,7 @@ def fit_file(source: str | Path) -> GroupedFits:
     fits = []
     for kernel in times:
         coefficients, at_bound = fit_work(kernel.work, kernel.time_s, kernel.serial)
-        interval, held_out = _interval(kernel)
+        ends, held_out = interval(kernel)
         fits.append(
             GroupedFit(
                 system=document["system"],
@@ -64,7 +64,7 @@ def fit_file(source: str | Path) -> GroupedFits:
                 dtype=kernel.dtype,
                 rows=len(kernel.cases),
                 at_bound=at_bound,
-                interval=interval,
+                interval=ends,
                 held_out=held_out,
                 coefficients=coefficients,
             )
@@ -87,8 +87,12 @@ def fit_file(source: str | Path) -> GroupedFits:
     )
 
 
-def _interval(kernel: KernelTimes) -> tuple[tuple[float, float], Literal["model", "case"]]:
-    """Central 80 % of measured over predicted on what a fit had not seen, and what that was."""
+def interval(kernel: KernelTimes) -> tuple[tuple[float, float], Literal["model", "case"]]:
+    """Central 80 % of measured over predicted on what a fit had not seen, and what that was.
+
+    Args:
+        kernel: Its measured calls.
+    """
     names, models = np.unique(kernel.models, return_inverse=True)
     of_models = len(names) >= FEWEST_MODELS
     folds = models if of_models else np.arange(len(kernel.cases)) % FOLDS
