@@ -10,6 +10,7 @@ from rich.table import Table
 
 from moesim.cli.words import Words
 from moesim.cost_model import cost_in_words
+from moesim.reports.step_report import call_table, takes
 from moesim.reports.text import percent
 from moesim.units import format_bytes, format_seconds
 
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 __all__ = ["show_step"]
 
 _QUIET = "dim"
-SHOWN = 0.005
-"""Calls below this share of the step are printed as one line."""
 
 
 def show_step(request: StepRequest, found: ForwardStep, console: Console) -> None:
@@ -37,12 +36,9 @@ def show_step(request: StepRequest, found: ForwardStep, console: Console) -> Non
     words = Words(console)
     shape, machine = found.shape, found.machine
     unit = "token" if request.phase == "decode" else "prompt token"
-    ends = f"{format_seconds(found.lo_s)} … {format_seconds(found.hi_s)}"
-    if machine.cost == "roofline":
-        takes = f"takes at least {format_seconds(found.step_s)}, as kernels measured go {ends}"
-    else:
-        takes = f"takes {format_seconds(found.step_s)} ({ends})"
-    console.print(words.paragraph(f"A {request.phase} step of {shape.model.name} {takes}", "bold"))
+    console.print(
+        words.paragraph(f"A {request.phase} step of {shape.model.name} {takes(found)}", "bold")
+    )
     console.print(
         words.paragraph(
             f"{machine.cluster.name}, {shape.layout}, {shape.layout.dispatch}; "
@@ -108,31 +104,6 @@ def _ops(found: ForwardStep, words: Words) -> Table:
             no_wrap=True,
             vertical="bottom",
         )
-    rest_s, rest = 0.0, 0
-    for priced in found.ops:
-        op, price = priced.op, priced.price
-        if priced.time_s < SHOWN * found.step_s:
-            rest_s, rest = rest_s + priced.time_s, rest + 1
-            continue
-        moved = op.work.bytes
-        cells = (
-            op.name,
-            f"{op.layers}",
-            format_seconds(priced.time_s, pad=True),
-            f"{_times(price.lo_s / price.time_s)}–{_times(price.hi_s / price.time_s)}",
-            percent(priced.time_s / found.step_s),
-            f"{op.work.flops / moved:.0f}" if op.work.flops and moved else "",
-            priced.bound,
-            price.evidence.value,
-        )
-        table.add_row(*map(words, cells))
-    if rest:
-        cells = (f"{rest} shorter calls", "", format_seconds(rest_s), "",
-                 percent(rest_s / found.step_s), "", "", "")  # fmt: skip
-        table.add_row(*(words(cell, _QUIET) for cell in cells))
+    for row in call_table(found).rows:
+        table.add_row(*(words(cell, "" if row[1] else _QUIET) for cell in row))
     return table
-
-
-def _times(ratio: float) -> str:
-    """A multiple, in four characters."""
-    return f"{ratio:.2f}" if ratio < 9.95 else f"{ratio:.0f}"

@@ -94,11 +94,9 @@ def cache(
 
     With --out, report.html, report.md and whatif-cache.json are written there.
     """
-    import moesim
     from moesim.cache.setting import CacheSetting
     from moesim.offload.inputs import numbers, open_inputs, transformed
-    from moesim.offload.slot_curves import default_slots, slot_curves
-    from moesim.offload.whatif import WhatIf, double_rule, memory_split, recommend
+    from moesim.offload.whatif import what_if
     from moesim.safe_io import write_json
 
     console = Console(as_json=as_json, quiet=quiet)
@@ -111,48 +109,21 @@ def cache(
         host_bits=host_bits,
         sample_memory=SAMPLE_MEMORY if slots is None else None,
     )
-    spec = given.model
-    sizes = default_slots(spec.experts, spec.top_k)
-    if slots is not None:
-        sizes = numbers("--slots", slots, 1, spec.experts)
+    sizes = None if slots is None else numbers("--slots", slots, 1, given.model.experts)
     batches = numbers("--batch", batch, 1, 65_536)
     names = _policies(policies, has_weights=given.trace.gates is not None)
-    split = memory_split(
-        spec, given.machine, given.formats, sizes, budget_bytes=given.memory_bytes, context=context
-    )
-    settings = [CacheSetting(contract=contract.value, cold=cold.value, batch=n) for n in batches]
     with console.progress("replaying") as say:
-        curves = tuple(
-            slot_curves(
-                given.trace,
-                spec,
-                given.machine,
-                given.formats,
-                names,
-                sizes,
-                setting,
-                context=context,
-                say=say,
-            )
-            for setting in settings
+        found = what_if(
+            given,
+            names,
+            slots=sizes,
+            settings=[
+                CacheSetting(contract=contract.value, cold=cold.value, batch=n) for n in batches
+            ],
+            context=context,
+            command=shlex.join(["moesim", *sys.argv[1:]]),
+            say=say,
         )
-        best = recommend(curves[0], split)
-        rule = double_rule(given.trace, spec.top_k, spec.experts, best.policy, settings[0])
-    found = WhatIf(
-        model=spec,
-        machine=given.machine,
-        formats=given.formats,
-        trace_name=given.trace_name,
-        trace_note=given.trace_note,
-        setting=settings[0],
-        context=context,
-        batches=curves,
-        memory=split,
-        recommendation=best,
-        rule=rule,
-        command=shlex.join(["moesim", *sys.argv[1:]]),
-        version=moesim.__version__,
-    )
     files: dict[str, str] = {}
     if out is not None:
         from moesim.reports.whatif_report import write_whatif_report

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+import moesim
 from moesim.cache.replay import hit_curve
 from moesim.cache.setting import CacheSetting
 from moesim.errors import InfeasibleError
 from moesim.model import ModelSpec
-from moesim.offload.slot_curves import CurvesOfBatch
+from moesim.offload.inputs import Inputs
+from moesim.offload.slot_curves import CurvesOfBatch, default_slots, slot_curves
 from moesim.offload.steps import requests_of
 from moesim.offload.tiers import Formats, Machine
 from moesim.traces.bundle import Trace
@@ -25,6 +27,7 @@ __all__ = [
     "double_rule",
     "memory_split",
     "recommend",
+    "what_if",
 ]
 
 KV_BYTES = 2
@@ -135,6 +138,61 @@ class WhatIf:
     rule: DoubleRule
     command: str
     version: str
+
+
+def what_if(
+    given: Inputs,
+    policies: Sequence[str],
+    *,
+    slots: Sequence[int] | None = None,
+    settings: Sequence[CacheSetting] = (CacheSetting(),),
+    context: int = 4096,
+    command: str = "",
+    say: Callable[[str], object] = lambda _: None,
+) -> WhatIf:
+    """Replay a trace at every number of slots, price each, and recommend one.
+
+    Args:
+        given: Trace, model, machine, formats.
+        policies: Names of cache policies.
+        slots: Numbers per layer, ascending; None for a range up to all experts.
+        settings: One per batch size; the first is recommended for.
+        context: Tokens that a request keeps.
+        command: To run it again, for the report.
+        say: Told of each replay as it starts.
+
+    Raises:
+        UsageError: If a policy is unknown.
+        InfeasibleError: If no number of slots leaves room for a request.
+    """
+    spec = given.model
+    sizes = default_slots(spec.experts, spec.top_k) if slots is None else list(slots)
+    split = memory_split(
+        spec, given.machine, given.formats, sizes, budget_bytes=given.memory_bytes, context=context
+    )
+    curves = tuple(
+        slot_curves(
+            given.trace, spec, given.machine, given.formats, policies, sizes, setting,
+            context=context, say=say,
+        )
+        for setting in settings
+    )  # fmt: skip
+    best = recommend(curves[0], split)
+    return WhatIf(
+        model=spec,
+        machine=given.machine,
+        formats=given.formats,
+        trace_name=given.trace_name,
+        trace_note=given.trace_note,
+        setting=settings[0],
+        context=context,
+        batches=curves,
+        memory=split,
+        recommendation=best,
+        rule=double_rule(given.trace, spec.top_k, spec.experts, best.policy, settings[0]),
+        command=command,
+        version=moesim.__version__,
+    )
 
 
 def memory_split(

@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -14,42 +13,8 @@ import pytest
 from moesim.reports import render_html, write_report
 from moesim.reports.explorer import script_policy, script_text
 from moesim.reports.plan_report import build_report
+from tests.reports.html_elements import Elements
 from tests.reports.outcome_fixture import HOSTILE
-
-_VOID = {"meta", "br", "img", "link", "hr", "input"}
-
-
-class _Page(HTMLParser):
-    """Elements in order, with balance checked."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.elements, self.text = [], [], []
-        self.cells, self.titles = [], []
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-        assert len({name for name, _ in attrs}) == len(attrs), f"attribute twice in {tag}"
-        if tag not in _VOID:
-            self.open.append(tag)
-        if tag in ("td", "th"):
-            self.cells.append("")
-
-    def handle_startendtag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text.append(data)
-        if "td" in self.open or "th" in self.open:
-            self.cells[-1] += data
-
-    def all(self, tag):
-        return [attrs for name, attrs in self.elements if name == tag]
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +30,7 @@ def big_page(large):
 def test_tags_balance(page, big_page):
     for text in (page, big_page):
         assert text.startswith("<!DOCTYPE html>")
-        assert _Page(text).open == []
+        assert Elements(text).open == []
 
 
 def only_own_scripts(text):
@@ -79,7 +44,7 @@ def only_own_scripts(text):
 
 def test_nothing_is_loaded_and_nothing_else_runs(page, big_page):
     for text in (page, big_page):
-        parsed = _Page(text)
+        parsed = Elements(text)
         assert len(only_own_scripts(text)) == 2
         tags = {tag for tag, _ in parsed.elements}
         assert not tags & {"link", "iframe", "object", "embed", "form", "base", "img"}
@@ -97,7 +62,7 @@ def test_nothing_is_loaded_and_nothing_else_runs(page, big_page):
 
 def test_hostile_text_stays_text(hostile):
     text = render_html(hostile)
-    parsed = _Page(text)
+    parsed = Elements(text)
     assert parsed.open == []
     only_own_scripts(text)
     assert not parsed.all("img")
@@ -109,18 +74,18 @@ def test_hostile_text_stays_text(hostile):
 
 def test_hostile_text_cannot_reach_a_template_placeholder(small):
     text = render_html(replace(small, trace_name="$style ${facts}"))
-    assert "$style ${facts}" in "".join(_Page(text).text)
+    assert "$style ${facts}" in "".join(Elements(text).text)
 
 
 def test_every_cell_of_the_planner_table_is_shown(small, page):
-    cells = [cell.strip() for cell in _Page(page).cells]
+    cells = [cell.strip() for cell in Elements(page).cells]
     for row in build_report(small).planner_table.rows:
         start = next(i for i, cell in enumerate(cells) if cell.startswith(row[0]))
         assert tuple(cells[start + 1 : start + len(row)]) == row[1:]
 
 
 def test_sections_say_what_they_must(small, page):
-    text = " ".join("".join(_Page(page).text).split())
+    text = " ".join("".join(Elements(page).text).split())
     for words in (
         small.trace_note, small.model.note, small.command, f"moesim {small.version}",
         *small.inputs, *small.inputs.values(), *small.files.values(), "Seed",
@@ -154,7 +119,7 @@ def test_it_is_small(page, big_page):
 
 
 def test_every_picture_is_described_and_every_heading_scoped(page):
-    parsed = _Page(page)
+    parsed = Elements(page)
     pictures = [attrs for _, attrs in parsed.elements if attrs.get("role") == "img"]
     assert len(pictures) == len(parsed.all("svg")) == 7
     assert all(len(attrs["aria-label"]) > 40 for attrs in pictures)
@@ -193,9 +158,9 @@ def test_text_has_contrast_in_light_and_dark(page):
 
 def test_edges(odd):
     for name, outcome in odd.items():
-        parsed = _Page(render_html(outcome))
+        parsed = Elements(render_html(outcome))
         assert parsed.open == [], name
-    assert len(_Page(render_html(odd["baseline chosen"])).all("svg")) == 4
+    assert len(Elements(render_html(odd["baseline chosen"])).all("svg")) == 4
     assert "Where to load" not in render_html(odd["nothing written"])
 
 
