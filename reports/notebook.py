@@ -71,7 +71,10 @@ class Shown:
     def __repr__(self) -> str:
         """The same as text."""
         lines = [self.headline, *self.lead]
-        lines += [f"{one.label}: {one.value} ({one.detail})" for one in self.facts]
+        lines += [
+            f"{one.label}: {one.value}" + (f" ({one.detail})" if one.detail else "")
+            for one in self.facts
+        ]
         return "\n".join([*map(clean, lines), *map(_aligned, self.tables)])
 
 

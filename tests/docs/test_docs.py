@@ -14,6 +14,7 @@ import typer
 from moesim.cli.app import app
 from tests.cli.commands import moesim
 from tests.docs import accuracy
+from tests.docs.notebooks import NOTEBOOKS
 from tests.docs.pages import (
     DOCS,
     LINKED,
@@ -138,7 +139,8 @@ def test_pages_ask_nothing_of_other_hosts():
 def test_every_page_is_in_the_navigation():
     site = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     named = set(re.findall(r": (\S+\.md)$", site, re.MULTILINE))
-    assert named == {page.relative_to(DOCS).as_posix() for page in PAGES}
+    made = {path.relative_to(DOCS).with_suffix(".md").as_posix() for path in NOTEBOOKS}
+    assert named == {page.relative_to(DOCS).as_posix() for page in PAGES} | made
 
 
 def test_commands_that_are_not_run_have_known_options():
