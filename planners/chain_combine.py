@@ -26,7 +26,7 @@ MOST_ROWS = 3000
 """Rows per layer, at most; without double swaps where they are more."""
 
 
-IMPROVED = 4
+IMPROVED = 8
 """Placements of different cost, the cheapest, that the search goes on from."""
 
 

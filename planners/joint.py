@@ -48,6 +48,10 @@ HOT, COOLING = 1.5, 0.02
 it at the end. Chosen on ``tests/benchmarks/placement.py`` and the bundled sample: what a swap
 changes is a smaller part of the layer the more copies there are."""
 
+HOT_FROM_FLOW = 0.05
+"""The same from a placement that keeps flow on the devices of one node: warmer, and the search
+forgets it. With several nodes it is further from the best (``tests/benchmarks/placement.py``)."""
+
 STARTS = 3
 """Placements that keep flow at home, from different first layers; the best one is searched on."""
 
@@ -221,13 +225,15 @@ def _search_chain(
     rng = np.random.default_rng(problem.seed)
     nodes = int(cost.node_of.max()) + 1
     even_nodes = (np.bincount(cost.node_of) * nodes == problem.devices).all()
-    starts = [at_start]
+    starts, hot = [at_start], [_hot(problem)]
     if even_nodes and _distinct(table):
         kept = [propagate(flow, problem.devices, nodes, sweeps=4, rng=rng) for _ in range(STARTS)]
         starts.append(min(kept, key=lambda found: _travel_s(flow, found, cost)))
+        hot.append(_hot(problem) * (HOT_FROM_FLOW / HOT if nodes == 1 else 1))
     proposals = _proposals(problem) // len(starts)
     if problem.slots * problem.layers <= SMALL and _distinct(table):
         starts += [rng.permuted(at_start, axis=1) for _ in range(RESTARTS)]
+        hot = [_hot(problem)] * len(starts)
         affordable = problem.time_limit_s * SHARE_OF_TIME / PROPOSAL_S / len(starts)
         proposals = int(min(LEAST_PROPOSALS, affordable))
     level_s = float(copy_s.sum(axis=(2, 3)).mean() / problem.devices)
@@ -235,27 +241,17 @@ def _search_chain(
 
     def search(number: int) -> float:
         return anneal_chain(
-            starts[number],
-            table,
-            flow,
-            copy_s,
-            problem.speed_factors,
-            cost.node_of,
-            cost.near_s,
-            cost.far_s,
-            proposals,
-            _hot(problem) * level_s,
-            _hot(problem) * COOLING * level_s,
+            starts[number], table, flow, copy_s, problem.speed_factors, cost.node_of,
+            cost.near_s, cost.far_s, proposals, hot[number] * level_s,
+            hot[number] * COOLING * level_s,
             random_state(problem.seed * (RESTARTS + 2) + number),
-        )
+        )  # fmt: skip
 
     with ThreadPoolExecutor(min(len(starts), os.cpu_count() or 1)) as pool:
         list(pool.map(search, range(len(starts))))
     if len(starts) > RESTARTS:
-        chain = ChainCost(
-            flow, copy_s, problem.speed_factors, cost.node_of, cost.near_s, cost.far_s
-        )
-        starts.append(combine(chain, starts))
+        priced = (flow, copy_s, problem.speed_factors, cost.node_of, cost.near_s, cost.far_s)
+        starts.append(combine(ChainCost(*priced), starts))
     seconds = [
         _travel_s(flow, found, cost) + _slowest_s(copy_s, found, problem.speed_factors)
         for found in starts
