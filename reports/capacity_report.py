@@ -12,8 +12,8 @@ from moesim.reports import capacity_text as text
 from moesim.reports import markdown_parts as parts
 from moesim.reports import page
 from moesim.reports.explorer import domain, explorer
-from moesim.reports.plan_report import Fact, Table
 from moesim.reports.svg import standalone
+from moesim.reports.tables import Fact, Table
 from moesim.safe_io import write_atomic
 from moesim.units import format_bytes, format_seconds
 

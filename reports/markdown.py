@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from moesim.reports import markdown_parts as parts
 from moesim.reports import validated
 from moesim.reports.arithmetic import before_after, device_load, layer_time_s
-from moesim.reports.plan_report import PlanReport, Table, build_report
+from moesim.reports.plan_report import PlanReport, build_report
+from moesim.reports.tables import Table
 from moesim.reports.text import clean, ratio
 from moesim.units import format_seconds
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from moesim.reports.plan_report import Fact, Table
+from moesim.reports.tables import Fact, Table
 
 __all__ = ["code_block", "code_span", "escaped", "fact_list", "remark_list", "sparkline", "table"]
 

@@ -22,8 +22,9 @@ from moesim.offload.whatif import WhatIf
 from moesim.planners.outcome import PlanOutcome
 from moesim.reports import capacity_figures, capacity_text, figures, page, whatif_figures
 from moesim.reports.figures import Picture
-from moesim.reports.plan_report import PLANNER_COLUMNS, Fact, Table, build_report
+from moesim.reports.plan_report import PLANNER_COLUMNS, build_report
 from moesim.reports.step_report import call_table, takes
+from moesim.reports.tables import Fact, Table, aligned
 from moesim.reports.text import clean, count, percent
 from moesim.reports.whatif_report import build_whatif_report
 from moesim.units import format_bytes, format_seconds
@@ -75,7 +76,8 @@ class Shown:
             f"{one.label}: {one.value}" + (f" ({one.detail})" if one.detail else "")
             for one in self.facts
         ]
-        return "\n".join([*map(clean, lines), *map(_aligned, self.tables)])
+        tables = ("\n" + "\n".join(aligned(table)) for table in self.tables)
+        return "\n".join([*map(clean, lines), *tables])
 
 
 @singledispatch
@@ -158,16 +160,4 @@ def _step(result: ForwardStep) -> Shown:
         ),
         tuple(facts),
         (call_table(result),),
-    )
-
-
-def _aligned(table: Table) -> str:
-    rows = (table.columns, *table.rows)
-    wide = [max(len(row[i]) for row in rows) for i in range(len(table.columns))]
-    return "\n" + "\n".join(
-        "  ".join(
-            cell.rjust(width) if place else cell.ljust(width)
-            for place, (cell, width) in enumerate(zip(row, wide, strict=True))
-        ).rstrip()
-        for row in rows
     )

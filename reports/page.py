@@ -13,7 +13,7 @@ from string import Template
 
 from moesim.reports.explorer import script_policy, script_text
 from moesim.reports.figures import Picture
-from moesim.reports.plan_report import Fact, Table
+from moesim.reports.tables import Fact, Table
 from moesim.reports.text import keep_units
 
 __all__ = [

@@ -10,7 +10,7 @@ from moesim.reports.explorer import domain, explorer
 from moesim.reports.offload_papers import OffloadPaper
 from moesim.reports.paper_run import PublishedPaper
 from moesim.reports.papers import PaperResult
-from moesim.reports.plan_report import Fact, Table
+from moesim.reports.tables import Fact, Table
 from moesim.reports.text import NOTHING, clean
 from moesim.reports.validation import ValidationRow, count_checks, summarise
 

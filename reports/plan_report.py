@@ -25,6 +25,7 @@ from moesim.reports.arithmetic import (
     relative_load,
     speedup,
 )
+from moesim.reports.tables import Fact, Table
 from moesim.reports.text import (
     NOTHING,
     clean,
@@ -44,10 +45,8 @@ if TYPE_CHECKING:
     from moesim.step import StepCost
 
 __all__ = [
-    "Fact",
     "PlanReport",
     "PlannerRow",
-    "Table",
     "build_report",
 ]
 
@@ -62,32 +61,6 @@ _COMM = {
     "(attention data-parallel, experts spread: DeepEP)",
     "chain": "tokens travel from the expert of one layer to that of the next",
 }
-
-
-@dataclass(frozen=True)
-class Fact:
-    """One labelled value, with a remark where it needs one."""
-
-    label: str
-    value: str
-    detail: str = ""
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of text.
-
-    Attributes:
-        columns: Headings.
-        rows: Cells; the first of each row is its heading.
-        marked: Index of the row to point out.
-        numeric: Whether all columns but the first hold numbers.
-    """
-
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    marked: int | None = None
-    numeric: bool = True
 
 
 @dataclass(frozen=True)

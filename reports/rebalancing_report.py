@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import moesim
 from moesim.reports import page
 from moesim.reports.explorer import explorer
-from moesim.reports.plan_report import Fact, Table
+from moesim.reports.tables import Fact, Table
 from moesim.reports.text import NOTHING, clean, count
 from moesim.safe_io import write_atomic
 from moesim.units import format_seconds, format_si

@@ -8,7 +8,7 @@ from typing import Any
 
 from moesim.reports import page
 from moesim.reports.explorer import domain, explorer
-from moesim.reports.plan_report import Fact, Table
+from moesim.reports.tables import Fact, Table
 from moesim.reports.text import NOTHING, clean, count, percent
 from moesim.reports.validation import ValidationRow
 from moesim.units import format_seconds

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moesim.reports.plan_report import Table
+from moesim.reports.tables import Table
 from moesim.reports.text import clean, percent
 from moesim.units import format_seconds
 

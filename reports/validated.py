@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moesim.reports.figures import Picture
-from moesim.reports.plan_report import Fact, Table
 from moesim.reports.svg import COLOURS, WIDTH_PX, panel, render
+from moesim.reports.tables import Fact, Table
 from moesim.reports.text import NOTHING, clean, count, percent, ratio
 from moesim.units import format_seconds
 

@@ -15,8 +15,8 @@ import numpy as np
 from moesim.reports import markdown_parts as parts
 from moesim.reports import page, whatif_figures
 from moesim.reports.explorer import explorer
-from moesim.reports.plan_report import Fact, Table
 from moesim.reports.svg import standalone
+from moesim.reports.tables import Fact, Table
 from moesim.reports.text import NOTHING, clean, count, percent, sentence
 from moesim.safe_io import write_atomic
 from moesim.units import format_bytes, format_si

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from moesim.cli.whatif_terminal import show_table
 from moesim.cli.words import Words
-from moesim.reports.plan_report import Table
+from moesim.reports.tables import Table
 from moesim.reports.text import NOTHING, clean, percent, sentence
 from moesim.units import format_bytes, format_seconds
 

@@ -40,7 +40,6 @@ from moesim.cli.plan_options import (
 
 if TYPE_CHECKING:
     from moesim.planners.rebalancing import Rebalancing
-    from moesim.reports.plan_report import Table
 
 __all__ = ["rebalancing"]
 
@@ -176,26 +175,16 @@ def _text(found: Rebalancing) -> str:
         policy_table,
         rebalancing_setting,
     )
+    from moesim.reports.tables import aligned
     from moesim.reports.text import priced_by, sentence
 
     lines = [
         rebalancing_setting(found),
         sentence(priced_by(found.kernels)),
         "",
-        *_aligned(policy_table(found)),
+        *aligned(policy_table(found)),
     ]
     domains = domain_table(found)
     if domains is not None:
-        lines += ["", *_aligned(domains)]
+        lines += ["", *aligned(domains)]
     return "\n".join(lines)
-
-
-def _aligned(table: Table) -> list[str]:
-    """Rows of a table, the first column to the left."""
-    rows = (table.columns, *table.rows)
-    first, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
-    return [
-        f"{head:<{first}}"
-        + "".join(f"  {cell:>{w}}" for cell, w in zip(cells, widths, strict=True))
-        for head, *cells in rows
-    ]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from moesim.offload.whatif import WhatIf
-    from moesim.reports.plan_report import Table as Content
+    from moesim.reports.tables import Table as Content
 
 __all__ = ["show_table", "show_whatif"]
 

@@ -17,7 +17,8 @@ from moesim.forward.request import StepRequest, run_request
 from moesim.offload.inputs import open_inputs
 from moesim.offload.whatif import what_if
 from moesim.reports.notebook import Shown, show
-from moesim.reports.plan_report import Fact, Table, build_report
+from moesim.reports.plan_report import build_report
+from moesim.reports.tables import Fact, Table
 from tests.reports.html_elements import Elements
 from tests.reports.outcome_fixture import HOSTILE
 
