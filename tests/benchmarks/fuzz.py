@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
+from functools import cache
 from io import StringIO
 from pathlib import Path
 
@@ -28,14 +29,22 @@ import moesim
 from moesim.calibrate.serving_rows import read_runs
 from moesim.cluster import load_cluster
 from moesim.errors import MoesimError
+from moesim.fpga.documents import load_design, load_network
 from moesim.hardware import load_device
+from moesim.kernels.bench_file import read_bench
+from moesim.kernels.config_table import load_table
+from moesim.measured_kernels import load_measured
 from moesim.model import load_model
+from moesim.operators.shipped import shipped_fits
 from moesim.placement import read_plan
+from moesim.planners.exports import read_export
+from moesim.reports.offload_scenario import OffloadScenario
 from moesim.reports.paper import Paper
 from moesim.reports.scenario import load_scenario
 from moesim.serving.request_files import read_requests
 from moesim.sweep.grid import read_grid
 from moesim.traces.counts import read_counts
+from tests.operators.measured_files import fits as made_up_fits
 
 MOST_S = 5.0
 MOST_BYTES = 2 * 2**30
@@ -65,17 +74,41 @@ REQUESTS = '{"timestamp": 0, "input_length": 10, "output_length": 5}\n' * 3
 WORDS = [b"-1", b"1e308", b"nan", b"null", b"true", b"[]", b"{}", b'""', b"0", b"99999999999999"]
 
 
-def _plan_text() -> bytes:
+Reader = tuple[Callable[[Path], object], str, Callable[[], bytes]]
+"""What reads, the ending of its files, and a valid file."""
+
+
+@cache
+def _plan_files() -> dict[str, bytes]:
+    """Files that a plan of the sample writes."""
     from moesim.cli.app import app
     from moesim.cli.console import run
 
     with tempfile.TemporaryDirectory() as name, redirect_stdout(StringIO()):
         run(app, ["plan", "--planner", "lpt", "--out", name, "--quiet"])
-        return (Path(name) / "plan.json").read_bytes()
+        return {file.name: file.read_bytes() for file in Path(name).iterdir()}
 
 
-def readers() -> dict[str, tuple[Callable[[Path], object], str, Callable[[], bytes]]]:
-    """By name: what reads, the ending of its files, and a valid file."""
+def _plan_file(name: str) -> Callable[[], bytes]:
+    return lambda: _plan_files()[name]
+
+
+def _engine_file(engine: str) -> Callable[[Path], object]:
+    model = load_model("small-moe-30b-dims", dense=True)
+    return lambda path: read_export(engine, path, model, 16)
+
+
+def _bench_text() -> bytes:
+    """A measured file with its first cases alone."""
+    document = json.loads((ROOT / "kernels" / "measured" / "h100_sxm.json").read_text())
+    document["cases"] = document["cases"][:4]
+    kept = {case["case"] for case in document["cases"]}
+    document["loads"] = {name: load for name, load in document["loads"].items() if name in kept}
+    return json.dumps(document).encode()
+
+
+def readers() -> dict[str, Reader]:
+    """All readers of files that people write or pass on, by name."""
     profiles = ROOT / "hwprofiles"
     scenarios = ROOT / "reports" / "scenarios"
     return {
@@ -90,9 +123,33 @@ def readers() -> dict[str, tuple[Callable[[Path], object], str, Callable[[], byt
         "scenario": (load_scenario, ".yaml", (scenarios / "moetuner.yaml").read_bytes),
         "runs": (read_runs, ".csv", RUNS.encode),
         "requests": (read_requests, ".jsonl", REQUESTS.encode),
-        "plan": (read_plan, ".json", _plan_text),
+        "plan": (read_plan, ".json", _plan_file("plan.json")),
+        "sglang": (_engine_file("sglang"), ".json", _plan_file("sglang_expert_location.json")),
+        "vllm": (_engine_file("vllm"), ".json", _plan_file("vllm_expert_map.json")),
+        "ascend": (_engine_file("vllm-ascend"), ".json", _plan_file("vllm_ascend_expert_map.json")),
+        "trtllm": (
+            _engine_file("tensorrt-llm"),
+            ".yaml",
+            _plan_file("tensorrt_llm_load_balancer.yaml"),
+        ),
+        "network": (load_network, ".yaml", (ROOT / "fpga/models/m3vit_tiny.yaml").read_bytes),
+        "design": (load_design, ".yaml", (ROOT / "fpga/designs/edge_moe.yaml").read_bytes),
+        "offload": (OffloadScenario.load, ".yaml", (scenarios / "hybrimoe.yaml").read_bytes),
+        "configs": (load_table, ".json", (ROOT / "kernels" / "configs.json").read_bytes),
+        "bench": (read_bench, ".json", _bench_text),
+        "rates": (lambda path: load_measured(str(path)), ".json", _fitted_text),
+        "fits": (_fits, ".json", (profiles / "fitted" / "scale_matrix.json").read_bytes),
         "counts": (read_counts, ".csv", b"layer,expert,count\n0,0,5\n0,1,7\n1,0,3\n1,1,9\n".strip),
     }
+
+
+def _fitted_text() -> bytes:
+    return json.dumps(made_up_fits().to_dict()).encode()
+
+
+def _fits(path: Path) -> object:
+    shipped_fits.cache_clear()
+    return shipped_fits("scale_matrix", path)
 
 
 def mutated(valid: bytes, chance: random.Random) -> bytes:
@@ -145,6 +202,8 @@ def failures(name: str, inputs: int, seed: int) -> Iterator[tuple[str, bytes]]:
     signal.signal(signal.SIGALRM, _stop)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"input{ending}"
+        path.write_bytes(valid)
+        read(path)  # what is changed below is sound before
         for _ in range(inputs):
             text = mutated(valid, chance)
             path.write_bytes(text)
