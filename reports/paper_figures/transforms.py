@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
+
+from moesim.cache.replay import hit_curve
+from moesim.cache.setting import CacheSetting
 from moesim.forward.expert_load import draw_layer_tokens, parse_distribution
 from moesim.model import load_model
 from moesim.model.transforms import figures, transform_model
 from moesim.reports.paper import Paper
 from moesim.reports.prediction import Prediction
 from moesim.schema import Evidence
+from moesim.traces.bundle import Trace, TraceManifest, routing_dtype
 
 __all__ = ["predict"]
 
@@ -19,6 +24,8 @@ LONG = 256 * 1024
 WEAVE_BYTES = 52.8 * GIB
 GPUS_BYTES = 8 * 80e9
 FP8_BITS = 8.0
+MODELS, RECRUITED, REQUESTS = 16, 3, 500
+"""Symbolic-MoE's pool, the models that a request recruits, and a batch of requests (assumed)."""
 
 
 def predict(paper: Paper) -> Mapping[str, Prediction]:
@@ -34,7 +41,26 @@ def predict(paper: Paper) -> Mapping[str, Prediction]:
     pangu = transform_model(load_model("pangu-pro-moe"), ["groups:8"])
     drawn = draw_layer_tokens(pangu, parse_distribution("zipf:1.2"), 64, 8, 0).sum(axis=-1)
     found["moge-balance"] = float(drawn.max() / drawn.mean())
+    found["grouped-loads"] = _grouped_loads()
     return {name: Prediction(value, evidence=Evidence.SPEC) for name, value in found.items()}
+
+
+def _grouped_loads() -> float:
+    """Models that a GPU with room for one loads for a batch of requests grouped by model.
+
+    Models are experts of one layer, and requests are tokens that choose some of them. A batch of
+    all requests asks for every model once, whoever wants it.
+    """
+    rng = np.random.default_rng(0)
+    likely = np.log(1 / np.arange(1, MODELS + 1)) + rng.gumbel(size=(REQUESTS, MODELS))
+    chosen = np.argsort(-likely, axis=1)[None, :, :RECRUITED].astype(routing_dtype(MODELS))
+    manifest = TraceManifest(
+        model="models", layers=1, moe_layers=(0,), experts=MODELS, top_k=RECRUITED,
+        tokens=REQUESTS, dtype=chosen.dtype.name,
+    )  # fmt: skip
+    setting = CacheSetting(batch=REQUESTS, sample_tokens=1)
+    curve = hit_curve(Trace(manifest, chosen), "lru", [1], setting)
+    return float(curve.accesses.sum() - curve.hits.sum())
 
 
 def _compressed() -> dict[str, float]:
