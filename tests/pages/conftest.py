@@ -33,10 +33,8 @@ ONE_FILE = {"rebalancing"}
 """Studies whose ``--out`` is their result alone."""
 
 
-@pytest.fixture(scope="session")
-def pages(tmp_path_factory):
+def write_pages(folder):
     """Path of every study's page by its name."""
-    folder = tmp_path_factory.mktemp("pages")
     found = {}
     runs = str(table(folder, {}, {"concurrency": "16"}, {"mode": "disagg"}, {"moe_tp_size": "3"}))
     for name, words in COMMANDS.items():
@@ -46,6 +44,11 @@ def pages(tmp_path_factory):
         assert run(app, [*command, *where, "--quiet"]) in (0, 6)
         found[name] = next((folder / name).glob("*.html"))
     return found
+
+
+@pytest.fixture(scope="session")
+def pages(tmp_path_factory):
+    return write_pages(tmp_path_factory.mktemp("pages"))
 
 
 @pytest.fixture(scope="session")
