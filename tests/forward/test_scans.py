@@ -28,6 +28,19 @@ def test_heads_add_up_to_the_state_that_is_kept():
     assert checked >= 2
 
 
+def test_work_of_a_scan_by_hand():
+    one, two, three = (np.array([n]) for n in (1, 2, 3))
+    short = convolution_work(two, three, np.array([5]), np.array([4]))
+    # 2 sequences of 5 channels: 3 tokens and 3 of state, in and out, of 2 bytes.
+    assert (short.moved_bytes, short.flops) == (2 * 5 * (3 + 3) * 2 * 2, 2 * 2 * 3 * 5 * 4)
+    assert (short.lanes, short.length) == (10, 3)
+    scan = delta_rule_work(two, three, one, np.array([4]), two, np.array([8]))
+    # 6 tokens: query and key of 4, value and result of 2 x 8; states of 2 x 4 x 8, in and out.
+    assert scan.moved_bytes == 6 * (2 * 4 + 2 * 2 * 8) * 2 + 2 * 2 * (2 * 4 * 8) * 4
+    assert scan.flops == 6 * 2 * (2 * 3 * (4 + 8) + 6 * 4 * 8)
+    assert (scan.lanes, scan.length) == (4, 3)
+
+
 @pytest.mark.parametrize(
     ("phase", "table", "batch", "context"),
     [("decode", "generation", 64, 4096), ("prefill", "context", 4, 4096)],
