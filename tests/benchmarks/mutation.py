@@ -5,7 +5,7 @@
 
 A mutant is the code with one operator or constant replaced: a sum by a difference, ``<`` by ``<=``,
 ``and`` by ``or``, a number by its successor. A seeded sample of all of them is tried in copies of
-the tree: first with the test files that import the changed module, then with all tests of its
+the tree: first with all test files that import the changed module, then with all tests of its
 part. It is killed if one fails, or takes far too long; survivors are listed, some of which no test
 could notice (a step that only saves time, a bound that is never reached).
 
@@ -213,21 +213,22 @@ def _killed(mutant: Mutant, copy: Path) -> bool:
     changed = ast.fix_missing_locations(_Change(mutant.site).visit(ast.parse(text)))
     file.write_text(ast.unparse(changed), encoding="utf-8")
     try:
-        runs = (_importing(mutant, copy), list(PARTS[mutant.part][1]))
-        return any(not _passes(tests, copy, text) for tests in runs if tests)
+        near = _importing(mutant, copy)
+        if near and _passes(near, copy, text) is False:
+            return True
+        return not _passes(list(PARTS[mutant.part][1]), copy, text)
     finally:
         file.write_text(text, encoding="utf-8")
         shutil.rmtree(copy / "numba", ignore_errors=True)
 
 
 def _importing(mutant: Mutant, copy: Path) -> list[str]:
-    """Test files of the part that import the module."""
+    """Test files that import the module, those of the part first."""
     module = "moesim." + mutant.file.removeprefix("moesim/").removesuffix(".py").replace("/", ".")
     pattern = re.compile(rf"\b{re.escape(module)}\b")
-    files = (
-        file
-        for folder in PARTS[mutant.part][1]
-        for file in sorted((copy / "tree" / folder).rglob("test_*.py"))
+    files = sorted(
+        (copy / "tree" / "tests").rglob("test_*.py"),
+        key=lambda file: not file.is_relative_to(copy / "tree" / PARTS[mutant.part][1][0]),
     )
     return [
         file.relative_to(copy / "tree").as_posix()
@@ -236,8 +237,11 @@ def _importing(mutant: Mutant, copy: Path) -> list[str]:
     ]
 
 
-def _passes(tests: list[str], copy: Path, text: str) -> bool:
-    """Whether tests pass in a copy; those that take too long do not."""
+def _passes(tests: list[str], copy: Path, text: str) -> bool | None:
+    """Whether tests pass in a copy, None if they take too long to tell.
+
+    Those of a part are known to take less without a change; those that import a module are not.
+    """
     # Machine code of changed compiled functions, and of all that call them, is made anew.
     fresh = {"NUMBA_CACHE_DIR": str(copy / "numba")} if "moesim.compiled" in text else {}
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
@@ -251,7 +255,7 @@ def _passes(tests: list[str], copy: Path, text: str) -> bool:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return False
+        return None
     return done.returncode == 0
 
 
