@@ -34,6 +34,10 @@ __all__ = [
 
 INT8_SCALE = 1.0 / 127
 
+LEAD_CYCLES = 4_000_000
+"""Clock cycles (2 ms at 2 GHz) that a GPU waits before a timed call: longer than Python takes to
+launch the call's kernels, so that their time is the device's and not the interpreter's."""
+
 
 class Workloads(Protocol):
     """Something that can run a workload once and say how long it took."""
@@ -223,6 +227,7 @@ class CudaWorkloads:
         events = self._torch.cuda.Event
         start, end = events(enable_timing=True), events(enable_timing=True)
         self._torch.cuda.synchronize()
+        self._torch.cuda._sleep(LEAD_CYCLES)
         start.record()
         run()
         end.record()
