@@ -73,7 +73,6 @@ def count_copies(
     shape = (batches.count, batches.layers, cluster.devices, cluster.devices)
     dispatch, combine = np.zeros(shape), np.zeros(shape)
     by_expert = _by_expert(placement)
-    slots_of = placement.logical_to_physical()
     relay = _relays(node_of) if phase == "prefill" else None
 
     def count(batch: int) -> np.ndarray:
@@ -86,9 +85,7 @@ def count_copies(
         totals = np.zeros(3)
         _chain(
             *routed,
-            slots_of,
-            placement.replica_count(),
-            placement.device_of_slot(),
+            *by_expert,
             node_of,
             slot_tokens[batch],
             dispatch[batch],
@@ -219,9 +216,9 @@ def _chain(  # noqa: PLR0913 - compiled code takes arrays, not objects
     routing: np.ndarray,  # [L, B, K]
     valid_k: np.ndarray,  # [L, B], or [0, 0]: all entries count
     tokens_per_device: int,
-    slots_of: np.ndarray,  # [L, E, R]
-    copies_of: np.ndarray,  # [L, E]
-    device_of_slot: np.ndarray,  # [S]
+    slot_of: np.ndarray,  # [L, S], of copies by expert
+    device_of: np.ndarray,  # [L, S], of copies by expert
+    first: np.ndarray,  # [L, E + 1]
     node_of: np.ndarray,  # [G]
     slot_tokens: np.ndarray,  # [L, S], added to
     dispatch: np.ndarray,  # [L, G, G], added to
@@ -245,9 +242,10 @@ def _chain(  # noqa: PLR0913 - compiled code takes arrays, not objects
             share = 1.0 / sources
             for k in range(valid):
                 expert = routing[layer, token, k]
-                slot = slots_of[layer, expert, token % copies_of[layer, expert]]
-                slot_tokens[layer, slot] += 1
-                device = device_of_slot[slot]
+                copy = first[layer, expert]
+                copy += token % (first[layer, expert + 1] - copy)
+                slot_tokens[layer, slot_of[layer, copy]] += 1
+                device = device_of[layer, copy]
                 here[k] = device
                 for source in range(sources):
                     if before[source] != device:

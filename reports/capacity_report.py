@@ -229,6 +229,4 @@ def _sections(data: Data, pictures: dict[str, Any], command: str) -> Iterable[st
     if data["runners_up"]:
         yield page.section("Why others lost", "", page.table(_losers(data), "text"))
     yield page.section("How these numbers were made", f"{_METHOD} {_searched(data)}")
-    yield page.section(
-        "To reproduce it", "", f'<div class="card"><pre><code>{escape(command)}</code></pre></div>'
-    )
+    yield page.command_section(command)

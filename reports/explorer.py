@@ -9,13 +9,15 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
-__all__ = ["domain", "explorer", "script_policy", "script_text"]
+from moesim.reports.text import clean
+
+__all__ = ["domain", "explorer", "measure", "script_policy", "script_text"]
 
 _SCRIPT = Path(__file__).parent / "templates" / "explore.js"
 
@@ -39,6 +41,18 @@ def explorer(kind: Kind, spec: Mapping[str, Any]) -> str:
         f'<div class="card explorer" data-explore="{kind}"><h3>{title}</h3>'
         f'<script type="application/json">{text}</script></div>'
     )
+
+
+def measure(name: str, unit: str, series: Mapping[str, Iterable[float]]) -> dict[str, object]:
+    """One measure of ``lines``: values of every series by size."""
+    return {
+        "name": name,
+        "unit": unit,
+        "series": [
+            {"name": clean(title), "values": [round(float(value), 5) for value in values]}
+            for title, values in series.items()
+        ],
+    }
 
 
 def domain(values: Sequence[float], *, log: bool = False) -> list[float]:

@@ -81,10 +81,8 @@ def _sections(report: PlanReport, outcome: PlanOutcome) -> Iterable[str]:
     yield page.section(
         "How these numbers were made", "", page.card(page.facts(report.method, "method"))
     )
-    yield page.section(
-        "To reproduce it",
-        "",
-        f'<div class="card"><pre><code>{escape(report.command)}</code></pre></div>',
+    yield page.command_section(
+        report.command,
         page.table(report.inputs, "text", code=True) if report.inputs.rows else "",
     )
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import singledispatch
 from html import escape
-from pathlib import Path
 
 from moesim.capacity.detail import detail
 from moesim.capacity.document import capacity_json
@@ -24,6 +23,7 @@ from moesim.reports import capacity_figures, capacity_text, figures, page, whati
 from moesim.reports.figures import Picture
 from moesim.reports.plan_report import PLANNER_COLUMNS, build_report
 from moesim.reports.step_report import call_table, takes
+from moesim.reports.styles import style
 from moesim.reports.tables import Fact, Table, aligned
 from moesim.reports.text import clean, count, percent
 from moesim.reports.whatif_report import build_whatif_report
@@ -31,7 +31,6 @@ from moesim.units import format_bytes, format_seconds
 
 __all__ = ["Shown", "show"]
 
-_STYLE = Path(__file__).parent / "templates" / "notebook.css"
 _PLANNER_COLUMNS = PLANNER_COLUMNS.index("solve time")
 """Shown of a plan's table: behind them stand times of the machine that planned."""
 
@@ -56,11 +55,11 @@ class Shown:
 
     def _repr_html_(self) -> str:
         """The card."""
-        style = _STYLE.read_text(encoding="utf-8").strip()
+        sheet = style("notebook", ".moesim")
         drawn = "".join(map(page.figure, self.pictures))
         return "\n".join(
             (
-                f'<div class="moesim"><style>{style}</style>',
+                f'<div class="moesim"><style>{sheet}</style>',
                 f'<p class="headline">{escape(clean(self.headline))}</p>',
                 *(f"<p>{page.prose(clean(text))}</p>" for text in self.lead),
                 page.facts(self.facts, "facts"),

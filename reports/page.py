@@ -13,11 +13,13 @@ from string import Template
 
 from moesim.reports.explorer import script_policy, script_text
 from moesim.reports.figures import Picture
+from moesim.reports.styles import style
 from moesim.reports.tables import Fact, Table
 from moesim.reports.text import keep_units
 
 __all__ = [
     "card",
+    "command_section",
     "facts",
     "figure",
     "figures",
@@ -61,7 +63,7 @@ def render_page(
         script=f"<script>{script_text()}</script>" if moves else "",
         title=escape(title),
         version=escape(version),
-        style=(_TEMPLATES / "plan.css").read_text(encoding="utf-8").strip(),
+        style=style("plan"),
         headline=prose(headline),
         lead="\n".join(f'<p class="lead">{prose(text)}</p>' for text in lead),
         facts=facts(top_facts, "facts"),
@@ -80,6 +82,12 @@ def section(title: str, text: str, *parts: str) -> str:
     intro = f"<p>{prose(text)}</p>" if text else ""
     body = "\n".join(part for part in parts if part)
     return f"<section>\n<h2>{escape(title)}</h2>{intro}\n{body}\n</section>"
+
+
+def command_section(command: str, *parts: str) -> str:
+    """How to make the page again, with what else belongs to that."""
+    code = card(f"<pre><code>{escape(command)}</code></pre>")
+    return section("To reproduce it", "", code, *parts)
 
 
 def card(content: str) -> str:

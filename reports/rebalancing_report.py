@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import moesim
 from moesim.reports import page
-from moesim.reports.explorer import explorer
+from moesim.reports.explorer import explorer, measure
 from moesim.reports.tables import Fact, Table
 from moesim.reports.text import NOTHING, clean, count
 from moesim.safe_io import write_atomic
@@ -116,11 +116,7 @@ def write_rebalancing_page(found: Rebalancing, path: Path, command: str) -> Path
                     if domains
                     else []
                 ),
-                page.section(
-                    "To reproduce it",
-                    "",
-                    page.card(f"<pre><code>{page.prose(command)}</code></pre>"),
-                ),
+                page.command_section(command),
             ),
         ),
     )
@@ -174,19 +170,14 @@ def _explored(found: Rebalancing) -> str:
             "chosen": 1,
             "notes": notes,
             "measures": [
-                {
-                    "name": name,
-                    "unit": unit,
-                    "series": [
-                        {
-                            "name": policy,
-                            "values": [
-                                round(factor * getattr(window, field), 5) for window in run.windows
-                            ],
-                        }
+                measure(
+                    name,
+                    unit,
+                    {
+                        policy: [factor * getattr(window, field) for window in run.windows]
                         for policy, run in found.runs.items()
-                    ],
-                }
+                    },
+                )
                 for name, unit, field, factor in (
                     ("step", "ms", "step_s", 1e3),
                     ("balance", "", "balance", 1.0),

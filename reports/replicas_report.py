@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import moesim
 from moesim.reports import page
-from moesim.reports.explorer import explorer
+from moesim.reports.explorer import explorer, measure
 from moesim.reports.tables import Fact, Table
 from moesim.reports.text import clean, count
 from moesim.safe_io import write_atomic
@@ -97,11 +97,7 @@ def write_replicas_page(found: ReplicaSweep, path: Path, command: str) -> Path:
                     _explored(found),
                     page.table(replicas_table(found)),
                 ),
-                page.section(
-                    "To reproduce it",
-                    "",
-                    page.card(f"<pre><code>{page.prose(command)}</code></pre>"),
-                ),
+                page.command_section(command),
             ),
         ),
     )
@@ -151,17 +147,6 @@ def _explored(found: ReplicaSweep) -> str:
             "size_name": "redundant slots per layer",
             "chosen": points[found.recommended].redundant,
             "notes": notes,
-            "measures": [_measure("step", "ms", step_ms), _measure("balance", "", balance)],
+            "measures": [measure("step", "ms", step_ms), measure("balance", "", balance)],
         },
     )
-
-
-def _measure(name: str, unit: str, series: dict[str, list[float]]) -> dict[str, object]:
-    return {
-        "name": name,
-        "unit": unit,
-        "series": [
-            {"name": title, "values": [round(value, 5) for value in values]}
-            for title, values in series.items()
-        ],
-    }

@@ -10,8 +10,9 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from moesim.reports.styles import light_colours
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -91,8 +92,7 @@ def panel(figure: Figure, left_px: float, top_px: float, width_px: float, height
 
 def standalone(svg: str) -> str:
     """A drawing as a file of its own: the page's light colours, its paper behind it."""
-    css = (Path(__file__).parent / "templates" / "plan.css").read_text(encoding="utf-8")
-    light = dict(re.findall(r"--([\w-]+): (#\w+);", css[: css.index("}")]))
+    light = light_colours()
     for variable in COLOURS:
         svg = svg.replace(f"var(--{variable})", light[variable])
     svg = svg.replace(' aria-hidden="true" focusable="false"', "", 1)

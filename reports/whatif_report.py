@@ -14,7 +14,7 @@ import numpy as np
 
 from moesim.reports import markdown_parts as parts
 from moesim.reports import page, whatif_figures
-from moesim.reports.explorer import explorer
+from moesim.reports.explorer import explorer, measure
 from moesim.reports.svg import standalone
 from moesim.reports.tables import Fact, Table
 from moesim.reports.text import NOTHING, clean, count, percent, sentence
@@ -253,22 +253,11 @@ def _explored(found: WhatIf, curves: CurvesOfBatch) -> str:
             "chosen": int(found.recommendation.slots),
             "notes": notes,
             "measures": [
-                _measure("hit rate", "%", [(one.name, 100 * one.hit_rate) for one in shown]),
-                _measure("tokens/s", "tokens/s", [(one.name, one.tokens_per_s) for one in faster]),
+                measure("hit rate", "%", {one.name: 100 * one.hit_rate for one in shown}),
+                measure("tokens/s", "tokens/s", {one.name: one.tokens_per_s for one in faster}),
             ],
         },
     )
-
-
-def _measure(name: str, unit: str, series: Iterable[tuple[str, np.ndarray]]) -> dict[str, object]:
-    return {
-        "name": name,
-        "unit": unit,
-        "series": [
-            {"name": clean(title), "values": [round(float(value), 4) for value in values]}
-            for title, values in series
-        ],
-    }
 
 
 def _html(report: WhatIfReport, found: WhatIf) -> str:
@@ -296,11 +285,7 @@ def _html(report: WhatIfReport, found: WhatIf) -> str:
         page.section(
             "How these numbers were made", "", page.card(page.facts(report.method, "method"))
         ),
-        page.section(
-            "To reproduce it",
-            "",
-            page.card(f"<pre><code>{page.prose(report.command)}</code></pre>"),
-        ),
+        page.command_section(report.command),
     ]
     return page.render_page(
         title=report.title,

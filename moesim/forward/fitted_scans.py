@@ -18,10 +18,7 @@ from moesim.workload import Phase
 
 __all__ = ["price_scans"]
 
-PHASES: dict[Phase, tuple[str, ...]] = {
-    "prefill": ("context",),
-    "decode": ("generation",),
-}
+PHASES: dict[Phase, str] = {"prefill": "context", "decode": "generation"}
 """What the tables call them."""
 VERIFY = "verify"
 """Decoding with several new tokens per sequence; measured for some kernels."""
@@ -31,8 +28,7 @@ def price_scans(works: Sequence[ScanWork], machine: Machine) -> list[Price | Non
     """Prices of the calls; None where no kernel of the kind was measured in that role."""
     groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
     for place, work in enumerate(works):
-        several = work.phase == "decode" and work.query_tokens > 1
-        groups[work.kind, work.role, work.phase, several, work.heads].append(place)
+        groups[work.kind, work.role, _phases(work), work.heads].append(place)
     prices: list[Price | None] = [None] * len(works)
     for places in groups.values():
         one = works[places[0]]
@@ -50,7 +46,7 @@ def price_scans(works: Sequence[ScanWork], machine: Machine) -> list[Price | Non
 def _phases(work: ScanWork) -> tuple[str, ...]:
     """The tables' names for the phase, the best first."""
     several = work.phase == "decode" and work.query_tokens > 1
-    return ((VERIFY,) if several else ()) + PHASES[work.phase]
+    return (VERIFY, PHASES[work.phase]) if several else (PHASES[work.phase],)
 
 
 @lru_cache(maxsize=256)
