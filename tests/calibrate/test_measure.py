@@ -607,3 +607,25 @@ def test_command_refuses_before_it_measures(app, tmp_path, monkeypatch, capsys) 
     monkeypatch.setattr(measuring, "torch_module", missing)
     assert run(app, ["measure", "--out", str(tmp_path)]) == 2
     assert "moesim[kernels]" in capsys.readouterr().err
+
+
+class Compiling:
+    """A GPU to the measurement: the first run of each of a few workloads compiles for seconds."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self.calls: dict[object, int] = {}
+
+    def seconds(self, workload: Workload) -> float:
+        compiles = workload not in self.calls
+        self.calls[workload] = self.calls.get(workload, 0) + 1
+        self.now_s += 1.0 if compiles else 1e-3
+        return 1.0 if compiles else 1e-3
+
+
+def test_compilation_is_not_taken_for_the_time_of_a_workload():
+    machine = Compiling()
+    plan = list(dict.fromkeys(plan_workloads(LIMITS, seed=1)))[:10]
+    rounds = time_in_rounds(plan, machine, budget_s=60.0, now=lambda: machine.now_s)
+    assert rounds.workloads == plan
+    assert all(sample == 1e-3 for own in rounds.samples_s for sample in own)
